@@ -1,0 +1,12 @@
+"""The glossary of axis names, used in parameter declarations, shape comments and, later, sharding rules and costs.
+
+A parameter says which axes it has, never where they live; a layout says where an axis lives, never who has it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Axis = Literal["vocab", "embed", "heads", "kv_heads", "head_dim", "ffn"]
+"""vocab: token ids. embed: the residual stream, the paper's E (d_model). heads, kv_heads: query and key/value heads, H.
+head_dim: one head's width, Q. ffn: the feed-forward width, F (d_ff)."""

@@ -1,0 +1,1 @@
+"""WHAT is computed: configuration, parameters, and the decoder as the paper writes it."""
