@@ -59,18 +59,28 @@ class Sampling:
             if not ok:
                 raise RequestError(f"sampling.{field} must be {rule}; got {getattr(self, field)!r}")
 
-        check(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "a number of at least 0")
+        check(
+            math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "a number of at least 0"
+        )
         check(self.top_k >= 0, "top_k", "0 (off) or a positive number of tokens")
         check(0 < self.top_p <= 1, "top_p", "above 0 and at most 1 (off)")
         check(0 <= self.min_p <= 1, "min_p", "between 0 (off) and 1")
         check(self.max_tokens >= 1, "max_tokens", "at least 1")
-        check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", f"between 0 and max_tokens ({self.max_tokens})")
+        check(
+            0 <= self.min_tokens <= self.max_tokens,
+            "min_tokens",
+            f"between 0 and max_tokens ({self.max_tokens})",
+        )
         check(
             len(self.stop_token_ids) <= MAX_STOP_TOKEN_IDS,
             "stop_token_ids",
             f"at most {MAX_STOP_TOKEN_IDS} token ids",
         )
-        check(all(token >= 0 for token in self.stop_token_ids), "stop_token_ids", "a list of token ids, none negative")
+        check(
+            all(token >= 0 for token in self.stop_token_ids),
+            "stop_token_ids",
+            "a list of token ids, none negative",
+        )
         check(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", f"between 0 and {MAX_LOGPROBS}")
 
 

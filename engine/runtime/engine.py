@@ -1,0 +1,434 @@
+"""The engine: requests from any thread in, futures out, and one thread that owns the device.
+
+The loop is short. Admit: prefill waiting prompts into free slots. Decode: run a chunk of steps for all slots. Harvest:
+hand finished samples back. Scoring batches run in between. Everything a program changes (cache, slots) has one owner,
+this thread.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, BinaryIO, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from engine.cache.pages import NULL_PAGE, page_bytes
+from engine.compilation.options import DecodeOptions, choose_options
+from engine.compilation.programs import Programs
+from engine.errors import EngineClosed, EngineError, NoFeasiblePlan, OutOfMemory, RequestError
+from engine.families import read_config
+from engine.model.config import ModelConfig
+from engine.model.params import Params, leaves
+from engine.runtime.batcher import Batcher, Group, PrefillRow, Sample, Scoring
+from engine.runtime.request import (
+    MAX_STOP_TOKEN_IDS,
+    GenerateRequest,
+    Generation,
+    Request,
+    Score,
+    ScoreRequest,
+)
+from engine.steps.decode import LENGTH, RUNNING, STOP_TOKEN, Generated, Slots
+from engine.steps.sampling import SamplingRules
+from engine.weights.load import load_params
+
+logger = logging.getLogger(__name__)
+
+_CPU_CACHE_BYTES = 2 << 30
+
+
+class Engine:
+    """One model on one device. Thread-safe; a context manager."""
+
+    def __init__(
+        self,
+        params: Params,
+        config: ModelConfig,
+        options: DecodeOptions,
+        eos_tokens: tuple[int, ...] = (),
+    ) -> None:
+        """Takes parameters that are on the device. Most callers want `Engine.load`."""
+        self.config = config
+        self.options = options
+        self._programs = Programs(params, config, options, eos_tokens)
+        self._dtype = jnp.dtype(params["embedding"].dtype)
+        self._batcher = Batcher(options)
+        self._table = np.full((options.slot_rows, options.blocks_per_slot), NULL_PAGE, np.int32)
+        self._slots = _empty_slots(options.slot_rows)
+        self._counters = dict.fromkeys(_COUNTERS, 0) | {"device_seconds": 0.0}
+        self._arrived: list[Group | Scoring] = []
+        self._wake = threading.Condition()
+        self._stopped: EngineError | None = None
+        self._thread = threading.Thread(target=self._run, name="penstock-device", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str,
+        *,
+        open: Callable[[str], BinaryIO] = lambda path: builtins.open(path, "rb"),
+        dtype: str = "auto",
+        slots: int | None = None,
+        max_length: int | None = None,
+    ) -> Engine:
+        """Loads a Hugging Face checkpoint directory (config.json and *.safetensors).
+
+        Args:
+          checkpoint: a directory, or whatever prefix `open` understands.
+          open: opens one file for reading; give one that knows gs:// to load from there.
+          dtype: what weights, activations and cache are held in: "float32", "bfloat16", or "auto": the checkpoint's own,
+            but float32 on CPU, where it is faster.
+          slots: samples decoded at the same time; chosen if not given.
+          max_length: tokens of the longest request, prompt and answer together; what the model and memory allow if not
+            given.
+
+        Raises:
+          UnsupportedCheckpoint: the files are damaged or describe a model that would not be computed exactly.
+          NoFeasiblePlan: slots or max_length cannot be had.
+        """
+        facts = read_config(checkpoint, open)
+        device = jax.devices()[0]
+        if dtype == "auto":
+            dtype = "float32" if device.platform == "cpu" or facts.dtype == "float32" else "bfloat16"
+        if dtype not in ("float32", "bfloat16"):
+            raise NoFeasiblePlan(f"dtype must be auto, float32 or bfloat16; got {dtype!r}")
+        numbers = jnp.dtype(dtype)
+        params = load_params(
+            checkpoint,
+            facts.model,
+            open=open,
+            dtype=dtype,
+            place=lambda _, array: jax.device_put(array, device),
+        )
+        options = choose_options(
+            platform=device.platform,
+            context_tokens=facts.model.context_tokens,
+            page_bytes_per_token=page_bytes(facts.model, 1, numbers),
+            cache_budget_bytes=_cache_budget_bytes(device, params),
+            slots=slots,
+            max_length=max_length,
+        )
+        logger.info("engine: %s on %s, %s", dtype, device, options)
+        return cls(params, facts.model, options, facts.eos_token_ids)
+
+    @overload
+    def submit(self, request: GenerateRequest) -> Future[list[Generation]]: ...
+    @overload
+    def submit(self, request: ScoreRequest) -> Future[Score]: ...
+
+    def submit(self, request: Request) -> Future[Any]:
+        """Queues a request; the future resolves to one Generation a sample, or to a Score.
+
+        Raises RequestError at once when the request can never be served, EngineClosed when the engine has stopped.
+        """
+        item: Group | Scoring
+        future: Future[Any] = Future()
+        if isinstance(request, GenerateRequest):
+            self._check_tokens(request.prompt, "prompt")
+            self._check_tokens(request.sampling.stop_token_ids, "sampling.stop_token_ids")
+            room = self.options.max_length - len(request.prompt)
+            if room < 1:
+                raise RequestError(
+                    f"the prompt has {len(request.prompt)} tokens; the engine holds {self.options.max_length} tokens of "
+                    "prompt and answer together, so at most "
+                    f"{self.options.max_length - 1} of prompt (engine.max_length, the model's context, or cache memory)"
+                )
+            item = Group(request, min(request.sampling.max_tokens, room), future)
+        else:
+            self._check_tokens(request.tokens, "tokens")
+            if len(request.tokens) > self.options.max_length:
+                raise RequestError(
+                    f"the text has {len(request.tokens)} tokens; the engine holds {self.options.max_length} "
+                    "(engine.max_length, the model's context, or cache memory)"
+                )
+            item = Scoring(request, future)
+        with self._wake:
+            if self._stopped:
+                raise self._stopped
+            self._arrived.append(item)
+            self._wake.notify()
+        return future
+
+    @property
+    def counters(self) -> dict[str, int | float]:
+        """Counts since the start; see _COUNTERS. Numbers shown to users come from these."""
+        return dict(self._counters)
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """Names of the programs compiled so far."""
+        return self._programs.names
+
+    def close(self) -> None:
+        """Stops the device thread; requests that are not finished fail with EngineClosed. May be called twice."""
+        self._stop(EngineClosed("the engine was closed before this request was finished"))
+        self._thread.join()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_tokens(self, tokens: tuple[int, ...], what: str) -> None:
+        if tokens and not (0 <= min(tokens) and max(tokens) < self.config.vocab):
+            bad = next(token for token in tokens if not 0 <= token < self.config.vocab)
+            raise RequestError(
+                f"{what} has token id {bad}, but the model's vocabulary is 0 to {self.config.vocab - 1}"
+            )
+
+    def _stop(self, reason: EngineError) -> None:
+        with self._wake:
+            self._stopped = self._stopped or reason
+            self._wake.notify()
+
+    # The device thread. Nothing below is called from another.
+
+    def _run(self) -> None:
+        try:
+            cache = self._programs.new_cache(self._dtype)
+            while self._receive():
+                if self._batcher.scores_waiting:
+                    self._score()
+                if self._batcher.samples_waiting:
+                    cache = self._admit(cache)
+                if self._batcher.running:
+                    cache = self._decode(cache)
+        except Exception as error:
+            logger.exception("the device thread stopped")
+            self._stop(_explain(error))
+        self._fail_everything()
+
+    def _receive(self) -> bool:
+        """Takes what has arrived; waits while there is nothing to do. False when the engine is to stop."""
+        with self._wake:
+            idle = not (
+                self._batcher.running or self._batcher.samples_waiting or self._batcher.scores_waiting
+            )
+            while idle and not self._arrived and not self._stopped:
+                self._wake.wait()
+            arrived, self._arrived = self._arrived, []
+            stopped = self._stopped
+        for item in arrived:
+            if not item.future.set_running_or_notify_cancel():
+                continue
+            if isinstance(item, Group):
+                self._batcher.add(item)
+            else:
+                self._batcher.add_score(item)
+        return stopped is None
+
+    def _fail_everything(self) -> None:
+        self._receive()
+        assert self._stopped
+        for future in self._batcher.open_futures():
+            future.set_exception(self._stopped)
+
+    def _admit(self, cache: Any) -> Any:
+        admission = self._batcher.admit()
+        with self._timed():
+            for bucket, rows in admission.prefills:
+                tokens, table = self._prefill_arrays(bucket, rows)
+                cache = self._programs.prefill_into(cache, tokens, table)
+                self._counters["prefill_tokens"] += sum(len(row.token_ids) for row in rows)
+                self._counters["prefill_tokens_padded"] += tokens.size
+            cache = self._programs.copy_pages(cache, admission.copies)
+        for sample in admission.samples:
+            self._fill_slot(sample)
+        return cache
+
+    def _prefill_arrays(self, bucket: int, rows: list[PrefillRow]) -> tuple[np.ndarray, np.ndarray]:
+        count = self.options.rows(bucket)
+        tokens = np.zeros((count, bucket), np.int32)
+        table = np.full((count, -(-bucket // self.options.page_tokens)), NULL_PAGE, np.int32)
+        for index, row in enumerate(rows):
+            tokens[index, : len(row.token_ids)] = row.token_ids
+            table[index, : len(row.pages)] = row.pages
+        return tokens, table
+
+    def _fill_slot(self, sample: Sample) -> None:
+        request, sampling, slots, at = (
+            sample.group.request,
+            sample.group.request.sampling,
+            self._slots,
+            sample.slot,
+        )
+        if sample.index == 0:
+            self._counters["prompt_tokens"] += len(request.prompt)
+        self._table[at] = NULL_PAGE
+        self._table[at, : len(sample.pages)] = sample.pages
+        slots.token[at] = request.prompt[-1]
+        slots.length[at] = sample.group.prefilled
+        slots.generated[at] = 0
+        slots.finish[at] = RUNNING
+        slots.max_tokens[at] = sample.group.max_tokens
+        slots.min_tokens[at] = sampling.min_tokens
+        slots.stop_tokens[at] = -1
+        slots.stop_tokens[at, : len(sampling.stop_token_ids)] = sampling.stop_token_ids
+        slots.ignore_eos[at] = sampling.ignore_eos
+        slots.top_logprobs[at] = sampling.logprobs > 0
+        rules = slots.rules
+        rules.temperature[at] = sampling.temperature
+        rules.top_k[at] = min(sampling.top_k, self.config.vocab)
+        rules.top_p[at] = sampling.top_p
+        rules.min_p[at] = sampling.min_p
+        rules.key[at] = (*_words(request.seed), *_words(request.record), sample.index)
+
+    def _decode(self, cache: Any) -> Any:
+        running = dict(self._batcher.running)
+        refill = self._batcher.samples_waiting
+        enough = max(1, len(running) // 8) if refill else len(running)
+        before = self._slots.generated
+        with self._timed():
+            cache, slots, generated, steps = self._programs.decode(cache, self._table, self._slots, enough)
+            self._slots = jax.tree.map(np.array, slots)
+            produced = jax.tree.map(np.asarray, generated)
+        counts = self._slots.generated - before
+        self._counters["decode_steps"] += int(steps)
+        self._counters["slot_steps_busy"] += int(counts.sum())
+        self._counters["slot_steps_total"] += int(steps) * self.options.slots
+        for slot, sample in running.items():
+            if (
+                self._batcher.running.get(slot) is sample
+            ):  # its request may have failed with another sample of it
+                self._harvest(sample, int(counts[slot]), produced)
+        return cache
+
+    def _harvest(self, sample: Sample, count: int, produced: Generated) -> None:
+        """Takes a slot's new tokens; finishes the sample if the device or its watcher says so."""
+        slot, sampling = sample.slot, sample.group.request.sampling
+        new = produced.tokens[:count, slot].tolist()
+        sample.token_ids += new
+        sample.logprobs += produced.logprobs[:count, slot].tolist()
+        if sampling.logprobs:
+            for step in range(count):
+                ids, values = (
+                    produced.top_tokens[step, slot].tolist(),
+                    produced.top_logprobs[step, slot].tolist(),
+                )
+                sample.top_logprobs.append(tuple(zip(ids, values, strict=True))[: sampling.logprobs])
+        try:
+            keep = sample.watcher.feed(new) if sample.watcher else None
+        except Exception as error:
+            logger.exception("a watcher failed")
+            self._slots.finish[slot] = LENGTH
+            self._batcher.fail(sample.group, error)
+            return
+        finish = int(self._slots.finish[slot])
+        if keep is None and finish == RUNNING:
+            return
+        self._slots.finish[slot] = finish or LENGTH  # a watcher's stop empties the slot too
+        kept = len(sample.token_ids) if keep is None else keep
+        self._counters["generated_tokens"] += kept
+        generation = Generation(
+            token_ids=tuple(sample.token_ids[:kept]),
+            logprobs=tuple(sample.logprobs[:kept]),
+            finish_reason="length" if keep is None and finish == LENGTH else "stop",
+            stop_token=sample.token_ids[-1] if keep is None and finish == STOP_TOKEN else None,
+            top_logprobs=tuple(sample.top_logprobs[:kept]) if sampling.logprobs else None,
+            watcher=sample.watcher,
+        )
+        self._batcher.finish(sample, generation)
+
+    def _score(self) -> None:
+        bucket, batch = self._batcher.next_scores()
+        tokens = np.zeros((self.options.rows(bucket), bucket), np.int32)
+        for row, scoring in enumerate(batch):
+            tokens[row, : len(scoring.request.tokens)] = scoring.request.tokens
+        try:
+            with self._timed():
+                logprobs, greedy = (np.asarray(x) for x in self._programs.score(tokens))
+        except Exception as error:
+            for scoring in batch:
+                scoring.future.set_exception(_explain(error))
+            raise
+        self._counters["prefill_tokens_padded"] += tokens.size
+        for row, scoring in enumerate(batch):
+            scored = slice(scoring.request.start - 1, len(scoring.request.tokens) - 1)
+            self._counters["prefill_tokens"] += len(scoring.request.tokens)
+            self._counters["scored_tokens"] += scored.stop - scored.start
+            scoring.future.set_result(
+                Score(tuple(logprobs[row, scored].tolist()), tuple(greedy[row, scored].tolist()))
+            )
+
+    def _timed(self) -> _DeviceTime:
+        return _DeviceTime(self._counters)
+
+
+_COUNTERS = (
+    "prompt_tokens",  # of the requests that started
+    "generated_tokens",  # in finished samples, after stop strings
+    "scored_tokens",
+    "prefill_tokens",  # that prefill and score programs had to compute
+    "prefill_tokens_padded",  # that they did compute, padding included
+    "decode_steps",
+    "slot_steps_busy",  # decode steps times slots that were running in them
+    "slot_steps_total",  # decode steps times slots
+)
+
+
+class _DeviceTime:
+    """Adds the wall time of its block to `device_seconds`."""
+
+    def __init__(self, counters: dict[str, int | float]) -> None:
+        self._counters = counters
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._counters["device_seconds"] += time.perf_counter() - self._start
+
+
+def _empty_slots(rows: int) -> Slots:
+    def of(dtype: type, *shape: int) -> np.ndarray:
+        return np.zeros((rows, *shape), dtype)
+
+    return Slots(
+        token=of(np.int32),
+        length=of(np.int32),
+        generated=of(np.int32),
+        finish=np.full(rows, LENGTH, np.int32),
+        max_tokens=of(np.int32),
+        min_tokens=of(np.int32),
+        stop_tokens=of(np.int32, MAX_STOP_TOKEN_IDS) - 1,
+        ignore_eos=of(np.bool_),
+        top_logprobs=of(np.bool_),
+        rules=SamplingRules(
+            temperature=of(np.float32),
+            top_k=of(np.int32),
+            top_p=of(np.float32) + 1,
+            min_p=of(np.float32),
+            key=of(np.uint32, 5),
+        ),
+    )
+
+
+def _words(number: int) -> tuple[int, int]:
+    """A 64-bit number, taken modulo 2**64, as two 32-bit words."""
+    return (number >> 32) & 0xFFFFFFFF, number & 0xFFFFFFFF
+
+
+def _cache_budget_bytes(device: jax.Device, params: Params) -> int:
+    """Memory the KV cache may take: on CPU a fixed 2 GiB, elsewhere most of what the weights leave."""
+    if device.platform == "cpu":
+        return _CPU_CACHE_BYTES
+    stats = device.memory_stats() or {}
+    weights = sum(array.nbytes for _, array in leaves(params))
+    return int(0.85 * stats.get("bytes_limit", 16 << 30)) - weights
+
+
+def _explain(error: Exception) -> EngineError:
+    if isinstance(error, EngineError):
+        return error
+    if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+        return OutOfMemory(f"the device ran out of memory; lower engine.slots or engine.max_length ({error})")
+    return EngineClosed(f"the device thread stopped: {type(error).__name__}: {error}")
