@@ -37,6 +37,11 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_as_json)
 
 
+def json_line(values: Mapping[str, Any]) -> str:
+    """A line of JSON for people: keys in their order; dates and bytes as in `canonical_json`."""
+    return json.dumps(values, ensure_ascii=False, default=_as_json) + "\n"
+
+
 def _as_json(value: Any) -> Any:
     """The JSON form of the non-JSON values that Parquet and TFDS rows hold."""
     if isinstance(value, bytes):

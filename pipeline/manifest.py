@@ -1,0 +1,176 @@
+"""What is done: one entry per finished shard, always the one in the footer of the shard's result file.
+
+The result file is the truth, and its footer holds the entry. The entries beside it (`_manifest/`) and the
+copies of failed rows (`_errors/`) are derived from the file that is there, whoever wrote it, so every writer
+derives the same and a lost one is derived again. A shard is done when its result file exists.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from schemas.documents import DocumentError
+from schemas.manifest import (
+    ERRORS_NAME,
+    FOOTER_KEY,
+    MANIFEST_NAME,
+    SUCCESS_NAME,
+    SUMMARY_NAME,
+    Plan,
+    ShardEntry,
+    Summary,
+    entry_name,
+    errors_name,
+    part_name,
+)
+
+from . import storage
+from .errors import OutputError
+from .records import json_line
+from .sources.base import WorkItem
+from .workplan import PlanFacts, work_items
+
+
+class Manifest:
+    """The state of a planned output. Entries are read once: a finished shard never changes."""
+
+    def __init__(self, output: str, plan: Plan) -> None:
+        self.output = output
+        self.plan = plan
+        self._facts = PlanFacts.of(plan)
+        self._entries: dict[int, ShardEntry] = {}
+
+    def done(self) -> set[int]:
+        """The finished shards; those that lost their writer before it made the entry get it now."""
+        finished = self._finished()
+        for shard in sorted(finished - self._recorded()):
+            self._entries[shard] = record_shard(self.output, self._facts, shard)
+        return finished
+
+    def todo(self) -> list[WorkItem]:
+        """The shards that are still to be computed, in order."""
+        done = self.done()
+        return [item for item in work_items(self.plan) if item.shard not in done]
+
+    def entries(self) -> list[ShardEntry]:
+        """The entries of the finished shards that have one, in order; nothing is written."""
+        shards = self._finished() & self._recorded()
+        with ThreadPoolExecutor(16) as pool:
+            new = pool.map(self._read_entry, sorted(shards - self._entries.keys()))
+            self._entries.update((entry.shard, entry) for entry in new)
+        return [self._entries[shard] for shard in sorted(shards)]
+
+    def finalise(self) -> Summary:
+        """Declare the job finished: every shard there, no row lost. Repeated, it changes no byte."""
+        missing = len(self.plan.shards) - len(self.done())
+        if missing:
+            raise OutputError(f"{missing} of {len(self.plan.shards)} shards are not there yet; run the job again")
+        entries = self.entries()
+        for entry, item in zip(entries, work_items(self.plan), strict=True):
+            _check(entry, self._facts, item.shard, storage.join(self.output, MANIFEST_NAME, entry_name(item.shard)))
+            if entry.ok + entry.failed != item.rows:
+                raise OutputError(f"{entry.file} has {entry.ok + entry.failed} of {item.rows} records")
+        summary = summarise(self.plan, entries)
+        if summary.ok + summary.failed != self.plan.rows_total:
+            raise OutputError(f"{summary.ok + summary.failed} of {self.plan.rows_total} records are there")
+        storage.publish_over(storage.join(self.output, SUMMARY_NAME), summary.to_json())
+        storage.publish_if_absent(storage.join(self.output, SUCCESS_NAME), b"")
+        return summary
+
+    def _finished(self) -> set[int]:
+        """The shards whose result file is there; result files of another plan are refused."""
+        shards = {part_name(shard, self._facts.shards): shard for shard in range(self._facts.shards)}
+        found = [name for name in storage.list_names(self.output) if not name.startswith((".", "_"))]
+        strange = [name for name in found if name.endswith(".parquet") and name not in shards]
+        if strange:
+            raise OutputError(
+                f"{self.output} holds {strange[0]}, which is not of this job, and which readers would take for "
+                "results; move it away"
+            )
+        return {shards[name] for name in found if name in shards}
+
+    def _recorded(self) -> set[int]:
+        names = set(storage.list_names(storage.join(self.output, MANIFEST_NAME)))
+        return {shard for shard in range(self._facts.shards) if entry_name(shard) in names}
+
+    def _read_entry(self, shard: int) -> ShardEntry:
+        url = storage.join(self.output, MANIFEST_NAME, entry_name(shard))
+        try:
+            return ShardEntry.from_json(storage.read_bytes(url))
+        except DocumentError as e:
+            raise OutputError(f"{url} cannot be used: {e}; delete it, and it is made again") from e
+
+
+def committed(output: str, facts: PlanFacts, shard: int) -> ShardEntry | None:
+    """The entry of a shard whose result file is there already (made complete if need be), else None."""
+    if storage.exists(storage.join(output, part_name(shard, facts.shards))):
+        return record_shard(output, facts, shard)
+    return None
+
+
+def record_shard(output: str, facts: PlanFacts, shard: int) -> ShardEntry:
+    """Write what is derived from the result file of a shard: first the copies of failed rows, then the entry."""
+    url = storage.join(output, part_name(shard, facts.shards))
+    with storage.open_input(url) as f:
+        try:
+            parquet = pq.ParquetFile(f)
+            footer = (parquet.metadata.metadata or {}).get(FOOTER_KEY)
+            if footer is None:
+                raise OutputError(f"{url} was not written by Penstock; move it away")
+            entry = ShardEntry.from_json(footer)
+            _check(entry, facts, shard, url)
+            if entry.rows != parquet.metadata.num_rows:
+                raise OutputError(f"{url} has {parquet.metadata.num_rows} rows, but was written with {entry.rows}")
+            if entry.failed:
+                failed = _failed_rows(parquet).encode()
+                storage.publish_over(storage.join(output, ERRORS_NAME, errors_name(shard)), failed)
+        except (pa.ArrowException, OSError, DocumentError) as e:
+            raise OutputError(f"{url} is damaged: {e}; delete it and run the job again") from e
+    storage.publish_over(storage.join(output, MANIFEST_NAME, entry_name(shard)), entry.to_json())
+    return entry
+
+
+def summarise(plan: Plan, entries: Iterable[ShardEntry]) -> Summary:
+    """The sum of entries: of all for a finished job, of those there are for one that runs."""
+    entries = list(entries)
+    reasons: Counter[str] = sum((Counter(entry.failed_reasons) for entry in entries), Counter())
+    starts = [datetime.datetime.fromisoformat(entry.started_at) for entry in entries]
+    ends = [start + datetime.timedelta(seconds=e.seconds) for start, e in zip(starts, entries, strict=True)]
+    return Summary(
+        name=plan.name,
+        task=plan.task,
+        job_fingerprint=plan.job_fingerprint,
+        model_fingerprint=plan.model_fingerprint,
+        shards=len(entries),
+        rows=sum(entry.rows for entry in entries),
+        ok=sum(entry.ok for entry in entries),
+        failed=sum(entry.failed for entry in entries),
+        failed_reasons=dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
+        prompt_tokens=sum(entry.prompt_tokens for entry in entries),
+        completion_tokens=sum(entry.completion_tokens for entry in entries),
+        scored_tokens=sum(entry.scored_tokens for entry in entries),
+        started_at=min(starts).isoformat(timespec="milliseconds") if entries else None,
+        finished_at=max(ends).isoformat(timespec="milliseconds") if entries else None,
+        shard_seconds=round(sum(entry.seconds for entry in entries), 3),
+    )
+
+
+def _check(entry: ShardEntry, facts: PlanFacts, shard: int, url: str) -> None:
+    if (entry.shard, entry.job_fingerprint) != (shard, facts.job_fingerprint):
+        raise OutputError(f"{url} is of another job or shard; choose a new output.path, or move it away")
+
+
+def _failed_rows(parquet: pq.ParquetFile) -> str:
+    """The failed rows as JSON lines, without what is null."""
+    return "".join(
+        json_line({name: value for name, value in row.items() if value is not None})
+        for batch in parquet.iter_batches(batch_size=1024)
+        for row in batch.filter(pc.field("status") == "failed").to_pylist()
+    )
