@@ -9,6 +9,7 @@ column has come to that. The decision does not depend on the order of rows, on s
 from __future__ import annotations
 
 import numbers
+import reprlib
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -47,7 +48,8 @@ def convert(value: Any, field: pa.Field) -> Any:
             raise TypeError("it is not an integer")  # Arrow would truncate a float
         pa.scalar(value, field.type)
     except (TypeError, ValueError, OverflowError, RecursionError, pa.ArrowException) as e:
-        raise InputError(f"kept column {field.name!r}: {value!r:.60} does not fit {field.type} ({e})") from e
+        shown = reprlib.repr(value)
+        raise InputError(f"kept column {field.name!r}: {shown} does not fit {field.type} ({e})") from e
     return value
 
 

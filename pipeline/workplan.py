@@ -43,6 +43,8 @@ _HASHED_WHOLE_BYTES = 64 * 2**20
 _PIECE_BYTES = 64 * 2**10
 _PIECES = 66  # of a larger file: its first, its last, and 64 evenly between
 _DIFFERENCES_SHOWN = 5
+_SHOWN_CHARS = 60
+_ABSENT = "(absent)"
 
 _TABLES: Mapping[str, tuple[int, Callable[[Sequence[pa.Field]], pa.Schema]]] = {
     "generate": (COMPLETION_VERSION, completion_schema),
@@ -232,7 +234,9 @@ def _comparable(plan: Plan) -> dict[str, Any]:
     fields = asdict(plan)
     for key in ("version", "name", "job_fingerprint", "columns"):
         del fields[key]
-    return {**fields, "keep_columns": [f"{field.name}: {field.type}" for field in decode_fields(plan.columns)]}
+    fields["inputs"] = {file.url: f"{file.size_bytes} bytes, {file.etag}" for file in plan.inputs}
+    fields["keep_columns"] = [f"{field.name}: {field.type}" for field in decode_fields(plan.columns)]
+    return fields
 
 
 def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, str, str]]:
@@ -244,12 +248,15 @@ def _differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, str
         for i, (a, b) in enumerate(itertools.zip_longest(old, new, fillvalue=_ABSENT)):
             yield from _differences(a, b, f"{where}[{i}]")
     elif old != new:
-        yield where, f"{old!r:.60}", f"{new!r:.60}"
+        old, new = (value if value is _ABSENT else repr(value) for value in (old, new))
+        same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), 0)
+        yield where, _excerpt(old, same - 10), _excerpt(new, same - 10)
 
 
-class _Absent:
-    def __repr__(self) -> str:
-        return "(absent)"
-
-
-_ABSENT = _Absent()
+def _excerpt(text: str, begin: int) -> str:
+    """A long text from `begin`, where it gets interesting."""
+    if len(text) <= _SHOWN_CHARS:
+        return text
+    begin = max(0, min(begin, len(text) - _SHOWN_CHARS))
+    end = begin + _SHOWN_CHARS
+    return f"{'...' if begin else ''}{text[begin:end]}{'...' if end < len(text) else ''}"

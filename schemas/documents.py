@@ -51,7 +51,7 @@ class Document:
                 f"it was written by a newer Penstock (version {version}, this one reads "
                 f"up to {cls.LATEST}); upgrade"
             )
-        if version != cls.LATEST:
+        if type(version) is not int or version != cls.LATEST:
             raise DocumentError(f"it has version {version!r}, not {cls.LATEST}")
         return decode(cls, value)
 
