@@ -11,11 +11,14 @@ for Parquet and TFDS files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline.errors import InputError
+
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
     from pipeline.storage import FileFacts
@@ -48,7 +51,7 @@ class WorkItem:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the input: its values, or why it has none (kind of fault first, then a colon and details)."""
+    """One row of the input: its values, or why it has none (the kind of fault, a colon, details)."""
 
     row: int  # number within the file, from 0
     values: dict[str, Any] | None
@@ -59,7 +62,7 @@ class Source(Protocol):
     """An input as the driver sees it."""
 
     def files(self) -> list[FileFacts]:
-        """The files that the rows come from, with what identifies their content."""
+        """The files that decide the rows, with what identifies their content."""
         ...
 
     def work_items(self, shard_rows: int) -> Iterator[WorkItem]:
@@ -69,3 +72,61 @@ class Source(Protocol):
     def columns(self) -> dict[str, pa.DataType] | None:
         """Types of the columns where the format declares them, else None."""
         ...
+
+
+Parsed = tuple[dict[str, Any] | None, str | None]  # values, or the reason why there are none
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of one file that becomes a shard."""
+
+    first_row: int
+    rows: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one kind of file is planned and read."""
+
+    suffixes: tuple[str, ...]
+    plan: Callable[[str, int], Iterator[Span]]  # (url, shard_rows)
+    read: Callable[[WorkItem, Collection[str] | None], Iterator[Parsed]]
+    columns: Callable[[str], dict[str, pa.DataType] | None]  # of a file; None when it declares none
+
+
+def spans_between(row_ends: Iterable[Sequence[int] | np.ndarray], start: int, shard_rows: int) -> Iterator[Span]:
+    """Cut a file behind every `shard_rows`-th row, given the offsets just behind its rows in batches."""
+    first_row = rows = 0
+    stop = start
+    for ends in row_ends:
+        for end in ends[shard_rows - 1 - (rows - first_row) :: shard_rows]:
+            yield Span(first_row, shard_rows, start, int(end))
+            first_row, start = first_row + shard_rows, int(end)
+        if len(ends):
+            rows, stop = rows + len(ends), int(ends[-1])
+    if rows > first_row:
+        yield Span(first_row, rows - first_row, start, stop)
+
+
+def changed_since_plan(url: str, finding: str) -> InputError:
+    return InputError(
+        f"{url} has changed since the work plan was made: {finding}; put the planned file back, or run the"
+        " job with a new output path"
+    )
+
+
+def text_if_utf8(value: Any) -> Any:
+    """Bytes as text where they are valid UTF-8, also inside lists and dicts; other bytes stay as they are."""
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, list | tuple):
+        return type(value)(map(text_if_utf8, value))
+    if isinstance(value, dict):
+        return {key: text_if_utf8(inner) for key, inner in value.items()}
+    return value
