@@ -159,8 +159,17 @@ def test_join_keeps_the_form_of_its_base():
 # --- publishing
 
 
-def test_only_the_first_of_many_threads_publishes(base):
-    for round_ in range(20):
+@pytest.fixture
+def eager_threads():
+    """Threads that take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_only_the_first_of_many_threads_publishes(base, eager_threads):
+    for round_ in range(40):
         url = storage.join(base, f"file-{round_}")
         barrier = threading.Barrier(8)
 
@@ -172,7 +181,7 @@ def test_only_the_first_of_many_threads_publishes(base):
             won = list(pool.map(publish, range(8)))
         assert won.count(True) == 1
         assert storage.read_bytes(url) == bytes([won.index(True)]) * 10_000
-    assert storage.list_names(base) == sorted(f"file-{round_}" for round_ in range(20))
+    assert storage.list_names(base) == sorted(f"file-{round_}" for round_ in range(40))
 
 
 def test_only_the_first_of_many_processes_publishes(tmp_path):
@@ -253,8 +262,12 @@ def test_a_publisher_whose_file_was_cleaned_before_it_was_locked_takes_another(t
         real(f, operation)
 
     monkeypatch.setattr(local_files.fcntl, "flock", cleaned_first)
-    assert storage.publish_if_absent(str(tmp_path / "a"), b"data")
-    assert cleaned
+    url = str(tmp_path / "a")
+    with storage.scratch(url) as path:
+        path.write_bytes(b"data")
+        assert cleaned
+        assert storage.remove_abandoned(str(tmp_path)) == []
+        assert storage.publish_if_absent(url, path)
     assert storage.list_names(str(tmp_path)) == ["a"]
 
 
