@@ -7,8 +7,8 @@ rest. `null` means not set, as it does to transformers.
 
 from __future__ import annotations
 
-import math
 import reprlib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -46,12 +46,13 @@ class Attributes:
             raise self.wrong(name, value, f"must be a whole number from {at_least} to {at_most}")
         return value
 
-    def number(self, name: str, default: T = REQUIRED, *, above: float = 0.0) -> float | T:
+    def number(self, name: str, default: T = REQUIRED) -> float | T:
+        """A positive number, as every one in a config is."""
         value = self._take(name, default)
         if value is default:
             return default
-        if type(value) not in (int, float) or not _finite(value) or value <= above:
-            raise self.wrong(name, value, f"must be a finite number above {above:g}")
+        if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
+            raise self.wrong(name, value, "must be a finite number above 0")
         return float(value)
 
     def boolean(self, name: str, default: T = REQUIRED) -> bool | T:
@@ -107,10 +108,3 @@ class Attributes:
                 f"{self._where} lacks {self._prefix}{name}; the model cannot be known without it"
             )
         return default
-
-
-def _finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond any float
-        return False

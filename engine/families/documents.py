@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 from engine.errors import UnsupportedCheckpoint
 
-Open = Callable[[str], BinaryIO]
-"""Opens a file for reading and seeking; FileNotFoundError where there is none."""
+
+@runtime_checkable
+class File(Protocol):
+    """The part of a binary file that is used: BinaryIO and the files of fsspec have it."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> File: ...
+    def __exit__(self, kind: Any, error: Any, traceback: Any, /) -> Any: ...
+
+
+Open = Callable[[str], File]
+"""Opens a file for reading; FileNotFoundError where there is none."""
 
 LARGEST_DOCUMENT_BYTES = 64 << 20  # an index of a hundred thousand tensors has 10 MB
 
 
-def open_local(path: str) -> BinaryIO:
+def open_local(path: str) -> File:
     """The `Open` of plain paths."""
     return open(path, "rb")
 
@@ -24,7 +37,7 @@ def join(checkpoint: str, name: str) -> str:
     return f"{checkpoint.rstrip('/')}/{name}"
 
 
-def open_file(checkpoint: str, name: str, open: Open) -> BinaryIO | None:
+def open_file(checkpoint: str, name: str, open: Open) -> File | None:
     """The file called `name` in the checkpoint, None if there is none."""
     path = join(checkpoint, name)
     try:
@@ -50,12 +63,13 @@ def read_document(checkpoint: str, name: str, open: Open) -> dict[str, Any] | No
     file = open_file(checkpoint, name, open)
     if file is None:
         return None
-    with file:
-        data = file.read(LARGEST_DOCUMENT_BYTES + 1)
     where = join(checkpoint, name)
-    if len(data) > LARGEST_DOCUMENT_BYTES:
-        raise UnsupportedCheckpoint(f"{where} is larger than {LARGEST_DOCUMENT_BYTES >> 20} MiB: it is something else")
-    return parse_object(data, where)
+    with file:
+        size_bytes = file.seek(0, os.SEEK_END)
+        if size_bytes > LARGEST_DOCUMENT_BYTES:
+            raise UnsupportedCheckpoint(f"{where} has {size_bytes} bytes; no such document has so many")
+        file.seek(0)
+        return parse_object(file.read(size_bytes), where)
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:

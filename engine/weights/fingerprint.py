@@ -10,11 +10,12 @@ import hashlib
 import json
 from contextlib import ExitStack
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from engine.families import CheckpointConfig, Open
+from engine.families.documents import File
 from engine.weights.matching import Matched
 from engine.weights.safetensors import StoredTensor, read_pieces, read_sample
 
@@ -41,7 +42,7 @@ def fingerprint(config: CheckpointConfig, matched: Matched, open: Open) -> str:
     return digest.hexdigest()
 
 
-def _update(digest: Any, file: BinaryIO, tensor: StoredTensor, whole: bool) -> None:
+def _update(digest: Any, file: File, tensor: StoredTensor, whole: bool) -> None:
     if not whole:
         digest.update(read_sample(file, tensor, SAMPLE_BYTES))
         return

@@ -10,16 +10,16 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from engine.errors import UnsupportedCheckpoint
 from engine.families.attributes import shown
-from engine.families.documents import parse_object
+from engine.families.documents import File, parse_object
 
-LARGEST_HEADER_BYTES = 16 << 20  # a hundred thousand tensors in one file
+LARGEST_HEADER_BYTES = 8 << 20  # fifty thousand tensors in one file
 PIECE_NUMBERS = 4 << 20
 """Tensors are read in pieces of this many numbers, 16 MiB of float32: what loading takes beyond the model itself."""
 
@@ -57,7 +57,7 @@ class StoredTensor:
         return math.prod(self.shape)
 
 
-def read_header(file: BinaryIO, path: str) -> list[StoredTensor]:
+def read_header(file: File, path: str) -> list[StoredTensor]:
     """The tensors of a file, in the order of their bytes; `path` is kept and named in errors."""
     file_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -83,7 +83,7 @@ def read_header(file: BinaryIO, path: str) -> list[StoredTensor]:
     return tensors
 
 
-def read_pieces(file: BinaryIO, tensor: StoredTensor) -> Iterator[np.ndarray]:
+def read_pieces(file: File, tensor: StoredTensor) -> Iterator[np.ndarray]:
     """The tensor's numbers in its own dtype, flat, PIECE_NUMBERS at a time."""
     dtype = NUMBERS[tensor.dtype]
     file.seek(tensor.start)
@@ -92,14 +92,14 @@ def read_pieces(file: BinaryIO, tensor: StoredTensor) -> Iterator[np.ndarray]:
         yield np.frombuffer(_read_exactly(file, numbers * dtype.itemsize, tensor), dtype)
 
 
-def read_sample(file: BinaryIO, tensor: StoredTensor, sample_bytes: int) -> bytes:
+def read_sample(file: File, tensor: StoredTensor, sample_bytes: int) -> bytes:
     """The bytes in the middle of a tensor, all of them if there are fewer."""
     sample_bytes = min(sample_bytes, tensor.size_bytes)
     file.seek(tensor.start + (tensor.size_bytes - sample_bytes) // 2)
     return _read_exactly(file, sample_bytes, tensor)
 
 
-def _read_exactly(file: BinaryIO, count: int, tensor: StoredTensor) -> bytes:
+def _read_exactly(file: File, count: int, tensor: StoredTensor) -> bytes:
     data = file.read(count)
     while len(data) < count:
         more = file.read(count - len(data))
