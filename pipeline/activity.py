@@ -1,0 +1,55 @@
+"""What the shards of this process are doing, for the one who watches or stops them: live counts, and `cancel`."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .errors import PenstockError
+
+_COUNTS = ("records_done", "records_failed", "prompt_tokens", "generated_tokens", "scored_tokens")
+
+_cancelled = threading.Event()
+_counts: Counter[str] = Counter()
+_lock = threading.Lock()
+
+
+class Cancelled(PenstockError):
+    """The run was interrupted; what it has not published, the next run computes."""
+
+
+def cancel() -> None:
+    """Make every shard that runs in this process stop with `Cancelled`, and every later one, until `reset`."""
+    _cancelled.set()
+
+
+def stop_if_cancelled() -> None:
+    if _cancelled.is_set():
+        raise Cancelled("the run was cancelled; the same command goes on where it stopped")
+
+
+def live() -> dict[str, int]:
+    """Counts since the start of the process, as rows get ready. A shard that is repeated counts again: for display."""
+    with _lock:
+        return {name: _counts[name] for name in _COUNTS}
+
+
+def count(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add the output rows of one record."""
+    failed = rows[0]["status"] == "failed"
+    with _lock:
+        _counts["records_done"] += 1
+        _counts["records_failed"] += failed
+        _counts["prompt_tokens"] += 0 if failed else rows[0]["prompt_token_count"]
+        for row in rows:
+            _counts["generated_tokens"] += row.get("completion_token_count") or 0
+            _counts["scored_tokens"] += sum(row.get("token_count") or ())
+
+
+def reset() -> None:
+    """Count from zero and forget `cancel`: for a process that runs one job after another."""
+    _cancelled.clear()
+    with _lock:
+        _counts.clear()
