@@ -48,8 +48,7 @@ class Document:
         version = value.get("version") if isinstance(value, dict) else None
         if type(version) is int and version > cls.LATEST:
             raise DocumentError(
-                f"it was written by a newer Penstock (version {version}, this one reads "
-                f"up to {cls.LATEST}); upgrade"
+                f"it was written by a newer Penstock (version {version}, this one reads up to {cls.LATEST}); upgrade"
             )
         if type(version) is not int or version != cls.LATEST:
             raise DocumentError(f"it has version {version!r}, not {cls.LATEST}")

@@ -22,10 +22,11 @@ from pipeline import sink, storage
 from pipeline.errors import OutputError
 from pipeline.manifest import Manifest
 from pipeline.sink import write_shard
-from pipeline.workplan import PlanFacts, work_items
+from pipeline.sources import open_source
+from pipeline.workplan import PlanFacts, plan_job, work_items
 from schemas.manifest import FOOTER_KEY, ShardEntry, part_name
 
-from .example_output import plan_example, result_rows, run_example
+from .example_output import asked, plan_example, result_rows, run_example
 
 ROOT = Path(__file__).parents[2]
 
@@ -252,3 +253,18 @@ def test_an_entry_stays_small_whatever_the_reasons(tmp_path, out):
     assert len(entry.failed_reasons) == 21
     assert entry.failed_reasons["other"] == 79
     assert sum(entry.failed_reasons.values()) == entry.failed == 99
+
+
+def test_values_of_any_type_are_kept_in_one_schema_for_all_shards(tmp_path, out):
+    values = [1, 2.5, "a", None, True, [1], {"b": 1}, 2**70, "é", 0]
+    path = tmp_path / "mixed.jsonl"
+    path.write_text("".join(json.dumps({"answer": value, "number": i / 2}) + "\n" for i, value in enumerate(values)))
+    columns = ["answer", "number"]
+    plan = plan_job(out, open_source(path=str(path), format="jsonl"), **asked(shard_rows=2, keep_columns=columns))
+    run_example(out, plan).finalise()
+    tables = [read_part(out, plan, shard)[0] for shard in range(5)]
+    assert all(table.schema.equals(tables[0].schema) for table in tables)
+    stored = pa.concat_tables(tables)
+    kept = ["1", "2.5", "a", None, "true", "[1]", '{"b":1}', str(2**70), "é", "0"]
+    assert stored["answer"].to_pylist() == kept
+    assert stored["number"].to_pylist() == [i / 2 for i in range(10)]
