@@ -26,11 +26,11 @@ def read_array_records(url: str, start: int, stop: int) -> Iterator[bytes | None
 
     with _local_copy(url) as path:
         reader = ArrayRecordReader(path, _BOUNDED_MEMORY)
+        if not reader.ok():
+            raise InputError(f"{url} is not a readable ArrayRecord file; prepare it again")
+        if (found := reader.num_records()) < stop:
+            raise changed_since_plan(url, f"it has {found} records instead of {stop} or more")
         try:
-            if not reader.ok():
-                raise InputError(f"{url} is not a readable ArrayRecord file; prepare it again")
-            if (found := reader.num_records()) < stop:
-                raise changed_since_plan(url, f"it has {found} records instead of {stop} or more")
             for first in range(start, stop, _READ_AT_ONCE):
                 numbers = range(first, min(first + _READ_AT_ONCE, stop))
                 try:
@@ -52,6 +52,7 @@ def _read_one(reader: Any, number: int) -> bytes | None:
 @contextmanager
 def _local_copy(url: str) -> Iterator[str]:
     if "://" not in url:
+        storage.stat(url)  # says so when it is gone, which the reader does not
         yield url
         return
     with tempfile.NamedTemporaryFile(prefix="penstock-") as copy:

@@ -32,7 +32,7 @@ from pipeline.sources.parquet import read_batches
 from pipeline.sources.tfrecord import read_tfrecords
 
 _DEFAULT_DATA_DIR = "~/tensorflow_datasets"
-_NAME = re.compile(r"([\w.-]+)(?:/([\w.-]+))?(?::(\d+\.\d+\.\d+))?")
+_NAME = re.compile(r"(\w[\w-]*)(?:/(\w[\w.+-]*))?(?::(\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _DESCRIPTIONS = (".json", ".txt")
 _OWN_FEATURES = "tensorflow_datasets.core.features."
@@ -74,7 +74,7 @@ class TfdsSource:
                 )
 
     def columns(self) -> dict[str, pa.DataType]:
-        return {name: _arrow_type(feature) for name, feature in self._features.items()}
+        return {name: _arrow_type(self._features[name]) for name in sorted(self._features)}
 
 
 def read(item: WorkItem, columns: Collection[str] | None) -> Iterator[Parsed]:
@@ -184,13 +184,13 @@ def _classes(description: Any) -> Iterator[str]:
 
 def _pieces(info: Any, name: str, split: str | None) -> list[tuple[str, int, int]]:
     """What a split means: (file, first row, end) for each file that it takes rows from."""
-    splits = ", ".join(info.splits)
+    splits = ", ".join(sorted(info.splits))
     if split is None:
         raise InputError(f"say which split of {name} is meant; it has {splits}")
     try:
         instructions = info.splits[split].file_instructions
     except Exception as e:
-        raise InputError(f"{name} has no split {split!r}; it has {splits}: {e}") from e
+        raise InputError(f"{name} has no split {split!r}; it has {splits} ({str(e).splitlines()[0]})") from e
     pieces = [(posixpath.basename(i.filename), i.skip, i.skip + i.take) for i in instructions if i.take]
     if not pieces:
         raise InputError(f"the split {split!r} of {name} holds no rows")
@@ -209,13 +209,13 @@ def _arrow_type(feature: Any) -> pa.DataType:
     if isinstance(feature, tfds.features.Dataset):
         return pa.list_(_arrow_type(feature.feature))
     if isinstance(feature, tfds.features.FeaturesDict):
-        return pa.struct([(name, _arrow_type(inner)) for name, inner in feature.items()])
+        return pa.struct([(name, _arrow_type(feature[name])) for name in sorted(feature)])
     return _arrow_type_of_tensors(feature.get_tensor_info())
 
 
 def _arrow_type_of_tensors(info: Any) -> pa.DataType:
     if isinstance(info, dict):
-        return pa.struct([(name, _arrow_type_of_tensors(inner)) for name, inner in info.items()])
+        return pa.struct([(name, _arrow_type_of_tensors(info[name])) for name in sorted(info)])
     dtype = np.dtype(info.np_dtype)
     arrow_type = pa.from_numpy_dtype(dtype) if dtype.kind in "biuf" else pa.string()
     for _ in info.shape:
@@ -234,9 +234,12 @@ def _holds_image(feature: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """An example as Python values: TFDS gives arrays, numpy scalars, bytes, and datasets inside of datasets."""
+    """An example as Python values: TFDS gives arrays, numpy scalars, bytes, and datasets inside of datasets.
+
+    Names are sorted, since TFDS restores them in no particular order, and prompts may show a whole dict.
+    """
     if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in value.items()}
+        return {name: _plain(value[name]) for name in sorted(value)}
     if isinstance(value, str | bytes | bool | int | float):
         return text_if_utf8(value)
     if hasattr(value, "tolist"):
