@@ -13,32 +13,44 @@ from engine.model.config import ModelConfig
 
 _MOST_LAYERS = 4096
 
-_NO_BEARING = (
-    # Names and provenance.
-    *("architectures", "model_type", "_name_or_path", "name_or_path", "transformers_version", "_commit_hash"),
-    *("is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version"),
-    # How the weights are stored: every tensor says so itself.
-    *("dtype", "torch_dtype"),
-    # Training alone: dropout is off and nothing is initialised at inference.
-    *("attention_dropout", "initializer_range", "use_cache", "gradient_checkpointing"),
-    # How another program computes the same thing.
-    *("attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled"),
-    # Which of its values another program returns.
-    *("return_dict", "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores"),
-    "torchscript",
-    # Tokens: the tokenizer's business, and eos_token_id is read beside generation_config.json.
-    *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "tokenizer_class"),
-    # Hints about length that other programs read; the context is max_position_embeddings.
-    *("max_sequence_length", "model_max_length"),
-    # Defaults for generation in configs of transformers 4; here the job says how to sample.
-    *("do_sample", "temperature", "top_k", "top_p", "typical_p", "min_length", "max_length", "early_stopping"),
-    *("num_beams", "num_beam_groups", "num_return_sequences", "diversity_penalty", "length_penalty"),
-    *("repetition_penalty", "encoder_no_repeat_ngram_size", "no_repeat_ngram_size", "bad_words_ids"),
-    *("exponential_decay_length_penalty", "remove_invalid_values", "suppress_tokens", "begin_suppress_tokens"),
-    *("forced_bos_token_id", "forced_eos_token_id"),
-    # Heads for other tasks.
-    *("id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params", "prefix"),
-)
+_COMPUTED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "pretraining_tp": (1,),
+    "rope_interleaved": (False,),
+    "use_sliding_window": (False,),
+    "is_encoder_decoder": (False,),
+    "is_decoder": (False, True),  # a decoder either way
+    "add_cross_attention": (False,),
+    "tie_encoder_decoder": (False,),
+    "chunk_size_feed_forward": (0,),
+    "pruned_heads": ({},),
+    "use_bfloat16": (False,),
+}
+"""Attributes with the values that are computed; any other is refused."""
+
+_NO_BEARING = {
+    "names and provenance": """
+        architectures model_type _name_or_path name_or_path transformers_version _commit_hash is_llama_config
+        transformers.js_config unsloth_fixed unsloth_version""",
+    "how the weights are stored: every tensor says so itself": "dtype torch_dtype",
+    "training alone: at inference dropout is off and nothing is initialised": """
+        attention_dropout initializer_range gradient_checkpointing tf_legacy_loss""",
+    "how another program computes the same numbers": """
+        use_cache attn_implementation _attn_implementation _attn_implementation_autoset _flash_attn_2_enabled""",
+    "which of its numbers another program returns": """
+        return_dict return_dict_in_generate output_attentions output_hidden_states output_scores torchscript""",
+    "tokens: the tokenizer's business, and eos_token_id is read with generation_config.json": """
+        bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id tokenizer_class""",
+    "other programs' limits of length: ours is max_position_embeddings": "max_sequence_length model_max_length",
+    "defaults of sampling, as transformers 4 wrote them: here the job says how to sample": """
+        do_sample temperature top_k top_p typical_p min_length max_length early_stopping num_beams num_beam_groups
+        num_return_sequences diversity_penalty length_penalty repetition_penalty no_repeat_ngram_size
+        encoder_no_repeat_ngram_size exponential_decay_length_penalty bad_words_ids remove_invalid_values
+        suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id""",
+    "heads for other tasks": """
+        id2label label2id num_labels problem_type finetuning_task task_specific_params prefix""",
+}
+"""Why attributes do not change the result, and which."""
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
@@ -54,18 +66,10 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
             "config.json has an auto_map: the model is defined by code that came with it, and such code is never run; "
             "if it is a plain Llama, remove the attribute"
         )
-    attributes.only("hidden_act", "silu")
-    attributes.only("pretraining_tp", 1)
-    attributes.only("rope_interleaved", False)
-    attributes.only("use_sliding_window", False)
-    attributes.only("is_encoder_decoder", False)
-    attributes.only("is_decoder", False, True)  # a decoder either way
-    attributes.only("add_cross_attention", False)
-    attributes.only("tie_encoder_decoder", False)
-    attributes.only("chunk_size_feed_forward", 0)
-    attributes.only("pruned_heads", {})
-    attributes.only("use_bfloat16", False)
-    attributes.disregard(_NO_BEARING)
+    for name, values in _COMPUTED.items():
+        attributes.only(name, *values)
+    for names in _NO_BEARING.values():
+        attributes.disregard(names.split())
 
     embed = attributes.integer("hidden_size")
     heads = attributes.integer("num_attention_heads")

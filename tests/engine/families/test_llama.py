@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import UnsupportedCheckpoint
@@ -185,6 +185,7 @@ NAMES = sorted({*LLAMA_3_2_1B, "rope_parameters", "partial_rotary_factor", "quan
 ROPE_NAMES = ("rope_type", "type", "factor", "rope_theta", "low_freq_factor", "original_max_position_embeddings")
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(NAMES), JSON, max_size=3),
     st.none() | st.dictionaries(st.sampled_from(ROPE_NAMES), JSON | st.sampled_from(["linear", "llama3"]), max_size=4),

@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import UnsupportedCheckpoint
@@ -158,6 +158,7 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from("abcd"), ENTRY, max_size=3), st.integers(0, 40), st.integers(0, 9))
 def test_a_header_is_accepted_exactly_where_the_library_accepts_it(header: dict, data_bytes: int, pad: int) -> None:
     data = whole(header, bytes(data_bytes), pad)
@@ -176,6 +177,7 @@ def tiled(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
     return {name: header[name] for name in draw(st.permutations(sorted(header)))}, at
 
 
+@settings(deadline=None)
 @given(tiled())
 def test_tensors_that_tile_their_file_are_accepted(made: tuple[dict[str, Any], int]) -> None:
     header, data_bytes = made
@@ -189,12 +191,14 @@ def test_tensors_that_tile_their_file_are_accepted(made: tuple[dict[str, Any], i
 VALID = library_numpy.save({"x": np.zeros((2, 3), np.float32), "y": np.zeros(4, np.float16)}, {"format": "pt"})
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(VALID) - 1), st.binary(max_size=8), st.integers(0, len(VALID)))
 @example(0, b"", 0)
 def test_a_damaged_file_is_refused_or_still_makes_sense(at: int, patch: bytes, length: int) -> None:
     accepted_here((VALID[:at] + patch + VALID[at + len(patch) :])[: length or None])
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_noise_is_refused_in_words(noise: bytes) -> None:
     accepted_here(noise)
