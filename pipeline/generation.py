@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .errors import PromptError
 from .rendering import Renderer
 from .stop_strings import StopStrings
 from .tokenizer import Tokenizer
@@ -51,6 +52,8 @@ class Generate:
     def prepare(self, values: Mapping[str, Any]) -> Prompt:
         """The prompt of a row; PromptError says why it has none."""
         text = self._renderer.render(values)
+        if not text:
+            raise PromptError("the prompt is empty")
         return Prompt(text, self._renderer.encode(text))
 
     @property

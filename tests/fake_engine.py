@@ -36,7 +36,7 @@ class Options:
 class FakeEngine:
     """Answers inside `submit`; with `delay_seconds`, from a thread of its own, later and out of order.
 
-    `fail_on` gives the numbers of the requests (counted over the process, from 0) whose futures fail."""
+    `fail_on` gives the numbers of the requests, from 0, whose futures fail for no fault of theirs."""
 
     def __init__(
         self,
@@ -48,7 +48,9 @@ class FakeEngine:
         self.options = options
         self._delay_seconds, self._fail_on = delay_seconds, fail_on
         self._lock = threading.Lock()
-        self._closed = False
+        self.is_closed = False
+        self._numbers = itertools.count()
+        self.failures = 0
         self.open_requests = 0
         self.most_open_requests = 0
         self._counters = {"prompt_tokens": 0, "generated_tokens": 0, "scored_tokens": 0}
@@ -74,12 +76,12 @@ class FakeEngine:
         return dict(self._counters)
 
     def close(self) -> None:
-        self._closed = True
+        self.is_closed = True
         if self._thread.is_alive():
             self._pending.put(None)
 
     def _check(self, request: Request) -> None:
-        if self._closed:
+        if self.is_closed:
             raise EngineClosed("the engine is closed")
         scoring = isinstance(request, ScoreRequest)
         tokens = request.tokens if scoring else request.prompt
@@ -107,17 +109,23 @@ class FakeEngine:
             self.open_requests -= 1
         if not future.set_running_or_notify_cancel():
             return
-        if self._fail_on and _next_number() in self._fail_on:
+        if next(self._numbers) in self._fail_on:
+            self.failures += 1
             future.set_exception(RuntimeError("the device was lost"))
         elif isinstance(request, ScoreRequest):
             answer = score(request)
-            self._counters["scored_tokens"] += len(answer.logprobs)
+            self._count(scored_tokens=len(answer.logprobs))
             future.set_result(answer)
         else:
             answers = [generate(request, sample) for sample in range(request.samples)]
-            self._counters["prompt_tokens"] += len(request.prompt)
-            self._counters["generated_tokens"] += sum(len(answer.token_ids) for answer in answers)
+            generated = sum(len(answer.token_ids) for answer in answers)
+            self._count(prompt_tokens=len(request.prompt), generated_tokens=generated)
             future.set_result(answers)
+
+    def _count(self, **tokens: int) -> None:
+        with self._lock:
+            for name, count in tokens.items():
+                self._counters[name] += count
 
 
 def generate(request: GenerateRequest, sample: int) -> Generation:
@@ -167,15 +175,6 @@ def _bytes(*identity: Any) -> Iterator[int]:
         yield from hashlib.blake2b(repr((*identity, block)).encode()).digest()
 
 
-_numbers = iter(range(1 << 62))
-_numbers_lock = threading.Lock()
-
-
-def _next_number() -> int:
-    with _numbers_lock:
-        return next(_numbers)
-
-
 def instant(checkpoint: str, **asked: Any) -> FakeEngine:
     return FakeEngine(options=_options(asked))
 
@@ -183,11 +182,6 @@ def instant(checkpoint: str, **asked: Any) -> FakeEngine:
 def slow(checkpoint: str, **asked: Any) -> FakeEngine:
     """A shard takes long enough for a kill to land in its middle."""
     return FakeEngine(options=_options(asked), delay_seconds=0.002)
-
-
-def failing_at_first(checkpoint: str, **asked: Any) -> FakeEngine:
-    """A few requests fail for no fault of theirs, so the first attempts of a bundle do."""
-    return FakeEngine(options=_options(asked), fail_on=frozenset((5, 40)))
 
 
 def failing(checkpoint: str, **asked: Any) -> FakeEngine:

@@ -72,7 +72,7 @@ def run(
     checkpoint: Path | str,
     asked: Mapping[str, Any] = SETTINGS,
     *,
-    engine: str = "instant",
+    engine: str = "tests.fake_engine:instant",
     slots: int | None = None,
     flags: Sequence[str] = (),
 ) -> None:
@@ -84,7 +84,7 @@ def run(
     from pipeline.inference import ShardJob
 
     plan = make_plan(source, output, asked)
-    job = ShardJob.of(str(output), plan, str(checkpoint), slots=slots, engine_factory=f"tests.fake_engine:{engine}")
+    job = ShardJob.of(str(output), plan, str(checkpoint), slots=slots, engine_factory=engine)
     with beam.Pipeline(options=PipelineOptions(list(flags or FN_API))) as pipeline:
         build(pipeline, Manifest(str(output), plan).todo(), job)
 

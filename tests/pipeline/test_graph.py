@@ -1,0 +1,120 @@
+"""The same graph on every runner that a laptop has."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.manifest import SUCCESS_NAME, SUMMARY_NAME
+from tests import fake_job
+from tests.fake_engine import FakeEngine
+from tests.pipeline import tiny_tokenizers
+
+ROWS = 60
+FN_API = "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+BUNDLES = "--runner=BundleBasedDirectRunner"
+PORTABLE = ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"]
+
+
+MADE: list[FakeEngine] = []
+
+
+def failing_at_first(checkpoint: str, **asked: Any) -> FakeEngine:
+    """A few requests fail for no fault of theirs, so the first attempts of a bundle do."""
+    MADE.append(FakeEngine(fail_on=frozenset((5, 40))))
+    return MADE[-1]
+
+
+def waiting_for_two_shards(checkpoint: str, **asked: Any) -> FakeEngine:
+    return Waiting()
+
+
+class Waiting(FakeEngine):
+    """Answers nobody before it has the requests of two shards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[Any] = []
+        self._gate = threading.Lock()
+
+    def submit(self, request: Any) -> Future[Any]:
+        with self._gate:
+            if len(self._held) > fake_job.SETTINGS["shard_rows"]:
+                return super().submit(request)
+            future: Future[Any] = Future()
+            self._held.append((request, future))
+            if len(self._held) > fake_job.SETTINGS["shard_rows"]:
+                for held in self._held:
+                    self._answer(*held)
+            return future
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_tokenizers.save_byte_level(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fake_job.write_jsonl(tmp_path_factory.mktemp("in") / "a.jsonl", [*fake_job.questions(ROWS), "not JSON"])
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory, source: Path, checkpoint: Path) -> list[dict]:
+    output = tmp_path_factory.mktemp("out")
+    fake_job.run(source, output, checkpoint, flags=[FN_API])
+    rows = fake_job.results(output)
+    assert len(rows) == ROWS + 1
+    return rows
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [FN_API, "--direct_running_mode=multi_threading", "--direct_num_workers=1"],
+        [FN_API, "--direct_running_mode=multi_threading", "--direct_num_workers=2"],
+        [FN_API, "--direct_running_mode=multi_threading", "--direct_num_workers=4"],
+        [FN_API, "--direct_running_mode=multi_processing", "--direct_num_workers=2"],
+        [BUNDLES],
+        [BUNDLES, "--direct_runner_bundle_repeat=2"],
+        PORTABLE,
+    ],
+    ids=lambda flags: " ".join(flag.split("=")[1].split(".")[-1] for flag in flags),
+)
+def test_every_runner_gives_the_same_rows(tmp_path, source, checkpoint, expected, flags: list[str]) -> None:
+    fake_job.run(source, tmp_path, checkpoint, flags=flags)
+    assert fake_job.results(tmp_path) == expected
+    assert (tmp_path / SUCCESS_NAME).exists()
+
+
+def test_a_bundle_that_fails_is_tried_again(tmp_path, source, checkpoint, expected) -> None:
+    fake_job.run(source, tmp_path, checkpoint, engine=f"{__name__}:failing_at_first", flags=[BUNDLES])
+    assert [engine.failures for engine in MADE] == [2]
+    assert fake_job.results(tmp_path) == expected
+
+
+def test_two_workers_have_two_shards_open(tmp_path, source, checkpoint, expected) -> None:
+    """The engine waits for more requests than one shard has."""
+    flags = [FN_API, "--direct_running_mode=multi_threading", "--direct_num_workers=2"]
+    fake_job.run(source, tmp_path, checkpoint, engine=f"{__name__}:waiting_for_two_shards", flags=flags)
+    assert fake_job.results(tmp_path) == expected
+
+
+def test_an_engine_that_always_fails_ends_the_run_unfinished(tmp_path, source, checkpoint) -> None:
+    with pytest.raises(Exception, match="the device was lost"):
+        fake_job.run(source, tmp_path, checkpoint, engine="tests.fake_engine:failing", flags=[FN_API])
+    assert not (tmp_path / SUCCESS_NAME).exists()
+    assert not (tmp_path / SUMMARY_NAME).exists()
+    assert not list(tmp_path.glob("part-*"))
+
+
+def test_with_nothing_to_do_the_job_is_declared_finished(tmp_path, source, checkpoint, expected) -> None:
+    fake_job.run(source, tmp_path, checkpoint)
+    (tmp_path / SUCCESS_NAME).unlink()
+    fake_job.run(source, tmp_path, checkpoint, engine="tests.fake_engine:failing")
+    assert (tmp_path / SUCCESS_NAME).exists()
+    assert fake_job.results(tmp_path) == expected
