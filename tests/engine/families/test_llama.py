@@ -124,7 +124,7 @@ def test_both_dialects_of_rotary_positions(attributes: dict[str, Any], rotary: R
         {"qk_norm": False},
         {"hidden_size": "64"},
         {"hidden_size": 64.0},
-        {"hidden_size": True},
+        {"vocab_size": True},
         {"hidden_size": 0},
         {"hidden_size": 2**31},
         {"vocab_size": None},
