@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from engine.runtime.engine import Engine
-    from engine.runtime.request import Generation, GenerateRequest, Sampling, Score, ScoreRequest
+    from engine.runtime.request import GenerateRequest, Generation, Sampling, Score, ScoreRequest
 
 _HOME = {
     "Engine": "engine.runtime.engine",

@@ -9,6 +9,7 @@ in place.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,8 @@ Pages = Float[Array, "pages kv_heads page_tokens head_dim"]
 class PagedCache:
     """Keys and values of every layer."""
 
-    keys: list[Pages]
-    values: list[Pages]
+    keys: list[Any]  # one a layer, [pages, kv_heads, page_tokens, head_dim]
+    values: list[Any]  # the same
 
     @property
     def page_tokens(self) -> int:
@@ -70,7 +71,7 @@ def insert(
     values: list[Float[Array, "rows seq kv_heads head_dim"]],
     pages: Int[Array, "rows blocks"],
 ) -> PagedCache:
-    """Writes prefilled rows into pages; block b of row r goes to `pages[r, b]`, the null page where nothing is wanted."""
+    """Writes prefilled rows into pages: block b of row r goes to `pages[r, b]`, the null page where it is padding."""
     rows, blocks = pages.shape
     length = min(cache.page_tokens, keys[0].shape[1])  # a bucket shorter than a page fills a part of one
 

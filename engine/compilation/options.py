@@ -84,13 +84,11 @@ def choose_options(
         raise NoFeasiblePlan(
             f"engine.max_length must be between 2 and the model's context of {context_tokens} tokens; got {max_length}"
         )
-    most_pages = (
-        cache_budget_bytes // (page_bytes_per_token * page_tokens) - 2
-    )  # the null page and one to spare
+    most_pages = cache_budget_bytes // (page_bytes_per_token * page_tokens) - 2  # the null page and one to spare
     longest = min(max_length or context_tokens, most_pages * page_tokens)
     if longest < (max_length or 2):
         raise NoFeasiblePlan(
-            f"the KV cache may take {cache_budget_bytes / 2**30:.2f} GiB, which holds {most_pages * page_tokens} tokens "
+            f"the KV cache may take {cache_budget_bytes / 2**30:.2f} GiB, which is {most_pages * page_tokens} tokens "
             f"of {page_bytes_per_token} bytes; engine.max_length needs {max_length or 2}. Lower engine.max_length"
         )
     wanted = slots * -(-longest // page_tokens)

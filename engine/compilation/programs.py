@@ -93,16 +93,12 @@ class Programs:
             )
 
         name = f"decode[{options.slot_rows}x{options.chunk_steps}]"
-        return self._run(
-            name, program, self._params, cache, table, slots, np.int32(enough_finished), donate=(1,)
-        )
+        return self._run(name, program, self._params, cache, table, slots, np.int32(enough_finished), donate=(1,))
 
     def score(self, tokens: np.ndarray) -> tuple[jax.Array, jax.Array]:
         """Log-probabilities and greedy flags of the next token at every position of `tokens` [rows, bucket]."""
         name = f"score[{tokens.shape[0]}x{tokens.shape[1]}]"
-        return self._run(
-            name, lambda params, tokens: score(params, self._config, tokens), self._params, tokens
-        )
+        return self._run(name, lambda params, tokens: score(params, self._config, tokens), self._params, tokens)
 
     def new_cache(self, dtype: jnp.dtype) -> PagedCache:
         return pages.allocate(self._config, self._options.pages, self._options.page_tokens, dtype)

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from engine.model.reductions import row_sum
+
 _MASKED = -1e30  # finite: exp(_MASKED - _MASKED) must not be NaN
 
 
@@ -27,9 +29,7 @@ class _Partial(NamedTuple):
 
 def _nothing(*shape: int) -> _Partial:
     *lead, _ = shape
-    return _Partial(
-        jnp.full(lead, _MASKED, jnp.float32), jnp.zeros(lead, jnp.float32), jnp.zeros(shape, jnp.float32)
-    )
+    return _Partial(jnp.full(lead, _MASKED, jnp.float32), jnp.zeros(lead, jnp.float32), jnp.zeros(shape, jnp.float32))
 
 
 def _add_block(
@@ -45,11 +45,9 @@ def _add_block(
     maximum = jnp.maximum(partial.maximum, logits.max(-1))
     weights = jnp.where(visible, jnp.exp(logits - maximum[..., None]), 0.0)
     rescale = jnp.exp(partial.maximum - maximum)
-    block = jnp.einsum(
-        "...qs,...sd->...qd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32
-    )
+    block = jnp.einsum("...qs,...sd->...qd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return _Partial(
-        maximum, partial.normaliser * rescale + weights.sum(-1), partial.weighted * rescale[..., None] + block
+        maximum, partial.normaliser * rescale + row_sum(weights), partial.weighted * rescale[..., None] + block
     )
 
 
@@ -75,9 +73,7 @@ def causal_attention(
     offsets = jnp.arange(block)
 
     def one_row(row: tuple[Array, Array, Array]) -> Array:
-        by_head = [
-            jnp.swapaxes(x, 0, 1) for x in row
-        ]  # [heads, seq, head_dim], [kv_heads, seq, head_dim] twice
+        by_head = [jnp.swapaxes(x, 0, 1) for x in row]  # [heads, seq, head_dim], [kv_heads, seq, head_dim] twice
         grouped = by_head[0].reshape(kv_heads, group, seq, head_dim)
 
         def one_query_block(index: Int[Array, ""]) -> Array:
@@ -93,9 +89,7 @@ def causal_attention(
             partial = lax.fori_loop(0, index + 1, add, _nothing(kv_heads, group * block, head_dim))
             return _finish(partial).astype(queries.dtype)
 
-        blocks = lax.map(
-            one_query_block, jnp.arange(seq // block)
-        )  # [blocks, kv_heads, group * block, head_dim]
+        blocks = lax.map(one_query_block, jnp.arange(seq // block))  # [blocks, kv_heads, group * block, head_dim]
         blocks = blocks.reshape(seq // block, heads, block, head_dim)
         return jnp.moveaxis(blocks, 1, 2).reshape(seq, heads, head_dim)
 

@@ -27,9 +27,7 @@ def inverse_frequencies(rotary: Rotary, head_dim: int) -> np.ndarray:
 def _llama3(frequencies: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
     wavelength = 2 * math.pi / frequencies
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-    keep = (scaling.original_context_tokens / wavelength - low) / (
-        high - low
-    )  # 1: as trained, 0: fully stretched
+    keep = (scaling.original_context_tokens / wavelength - low) / (high - low)  # 1: as trained, 0: fully stretched
     keep = np.clip(keep, 0.0, 1.0)
     return ((1 - keep) * frequencies / scaling.factor + keep * frequencies).astype(np.float32)
 
@@ -39,9 +37,7 @@ Rotation = tuple[Float[Array, "tokens half"], Float[Array, "tokens half"]]
 
 def rotation(positions: Int[Array, " tokens"], rotary: Rotary, head_dim: int) -> Rotation:
     """cos and sin of every position's angles."""
-    angles = (
-        positions.astype(jnp.float32)[:, None] * jnp.asarray(inverse_frequencies(rotary, head_dim))[None, :]
-    )
+    angles = positions.astype(jnp.float32)[:, None] * jnp.asarray(inverse_frequencies(rotary, head_dim))[None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 

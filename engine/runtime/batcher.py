@@ -115,6 +115,7 @@ class Batcher:
         rows: dict[int, list[PrefillRow]] = {}
         copies: list[tuple[int, int]] = []
         samples: list[Sample] = []
+        complete: list[Group] = []
         order = self._take_window() if self._free_slots else deque()
         while order and self._free_slots and self._fits(order[0]):
             group = order[0]
@@ -125,9 +126,10 @@ class Batcher:
                 row = PrefillRow(group.request.prompt[:-1], prompt_pages)
                 rows.setdefault(self._bucket(group), []).append(row)
             if group.started == group.request.samples:
-                self._pool.release(group.prompt_pages)
-                group.prompt_pages = []
-                order.popleft()
+                complete.append(order.popleft())
+        for group in complete:  # not before: a page freed now could be prefilled for another before it is copied
+            self._pool.release(group.prompt_pages)
+            group.prompt_pages = []
         # A group that has started some of its samples is the first of `order`, so it stays ahead of everyone.
         self._waiting.extendleft(reversed(order))
         prefills = [
@@ -203,9 +205,7 @@ class Batcher:
         elif len(group.prompt_pages) > len(shared):
             copies.append((group.prompt_pages[-1], own[0]))
         watch = group.request.watch
-        sample = Sample(
-            group, group.started, self._free_slots.pop(), shared + own, watch() if watch else None
-        )
+        sample = Sample(group, group.started, self._free_slots.pop(), shared + own, watch() if watch else None)
         group.started += 1
         self.running[sample.slot] = sample
         return sample

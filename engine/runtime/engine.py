@@ -7,13 +7,11 @@ this thread.
 
 from __future__ import annotations
 
-import builtins
 import logging
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, BinaryIO, overload
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +21,7 @@ from engine.cache.pages import NULL_PAGE, page_bytes
 from engine.compilation.options import DecodeOptions, choose_options
 from engine.compilation.programs import Programs
 from engine.errors import EngineClosed, EngineError, NoFeasiblePlan, OutOfMemory, RequestError
-from engine.families import read_config
+from engine.families import Open, open_local, read_config
 from engine.model.config import ModelConfig
 from engine.model.params import Params, leaves
 from engine.runtime.batcher import Batcher, Group, PrefillRow, Sample, Scoring
@@ -74,7 +72,7 @@ class Engine:
         cls,
         checkpoint: str,
         *,
-        open: Callable[[str], BinaryIO] = lambda path: builtins.open(path, "rb"),
+        open: Open = open_local,
         dtype: str = "auto",
         slots: int | None = None,
         max_length: int | None = None,
@@ -84,8 +82,8 @@ class Engine:
         Args:
           checkpoint: a directory, or whatever prefix `open` understands.
           open: opens one file for reading; give one that knows gs:// to load from there.
-          dtype: what weights, activations and cache are held in: "float32", "bfloat16", or "auto": the checkpoint's own,
-            but float32 on CPU, where it is faster.
+          dtype: what weights, activations and cache are held in: "float32", "bfloat16", or "auto": bfloat16 for a
+            bfloat16 checkpoint on an accelerator, else float32 (which on CPU is the faster, and loses nothing).
           slots: samples decoded at the same time; chosen if not given.
           max_length: tokens of the longest request, prompt and answer together; what the model and memory allow if not
             given.
@@ -97,7 +95,7 @@ class Engine:
         facts = read_config(checkpoint, open)
         device = jax.devices()[0]
         if dtype == "auto":
-            dtype = "float32" if device.platform == "cpu" or facts.dtype == "float32" else "bfloat16"
+            dtype = "bfloat16" if device.platform != "cpu" and facts.dtype == "bfloat16" else "float32"
         if dtype not in ("float32", "bfloat16"):
             raise NoFeasiblePlan(f"dtype must be auto, float32 or bfloat16; got {dtype!r}")
         numbers = jnp.dtype(dtype)
@@ -137,9 +135,9 @@ class Engine:
             room = self.options.max_length - len(request.prompt)
             if room < 1:
                 raise RequestError(
-                    f"the prompt has {len(request.prompt)} tokens; the engine holds {self.options.max_length} tokens of "
-                    "prompt and answer together, so at most "
-                    f"{self.options.max_length - 1} of prompt (engine.max_length, the model's context, or cache memory)"
+                    f"the prompt has {len(request.prompt)} tokens; the engine holds {self.options.max_length} of "
+                    f"prompt and answer together, so at most {self.options.max_length - 1} of prompt (engine.max_length, "
+                    "the model's context, or cache memory)"
                 )
             item = Group(request, min(request.sampling.max_tokens, room), future)
         else:
@@ -179,11 +177,9 @@ class Engine:
         self.close()
 
     def _check_tokens(self, tokens: tuple[int, ...], what: str) -> None:
-        if tokens and not (0 <= min(tokens) and max(tokens) < self.config.vocab):
+        if tokens and (min(tokens) < 0 or max(tokens) >= self.config.vocab):
             bad = next(token for token in tokens if not 0 <= token < self.config.vocab)
-            raise RequestError(
-                f"{what} has token id {bad}, but the model's vocabulary is 0 to {self.config.vocab - 1}"
-            )
+            raise RequestError(f"{what} has token id {bad}; the model's vocabulary is 0 to {self.config.vocab - 1}")
 
     def _stop(self, reason: EngineError) -> None:
         with self._wake:
@@ -210,9 +206,7 @@ class Engine:
     def _receive(self) -> bool:
         """Takes what has arrived; waits while there is nothing to do. False when the engine is to stop."""
         with self._wake:
-            idle = not (
-                self._batcher.running or self._batcher.samples_waiting or self._batcher.scores_waiting
-            )
+            idle = not (self._batcher.running or self._batcher.samples_waiting or self._batcher.scores_waiting)
             while idle and not self._arrived and not self._stopped:
                 self._wake.wait()
             arrived, self._arrived = self._arrived, []
@@ -296,9 +290,7 @@ class Engine:
         self._counters["slot_steps_busy"] += int(counts.sum())
         self._counters["slot_steps_total"] += int(steps) * self.options.slots
         for slot, sample in running.items():
-            if (
-                self._batcher.running.get(slot) is sample
-            ):  # its request may have failed with another sample of it
+            if self._batcher.running.get(slot) is sample:  # its request may have failed with another sample of it
                 self._harvest(sample, int(counts[slot]), produced)
         return cache
 
@@ -355,9 +347,7 @@ class Engine:
             scored = slice(scoring.request.start - 1, len(scoring.request.tokens) - 1)
             self._counters["prefill_tokens"] += len(scoring.request.tokens)
             self._counters["scored_tokens"] += scored.stop - scored.start
-            scoring.future.set_result(
-                Score(tuple(logprobs[row, scored].tolist()), tuple(greedy[row, scored].tolist()))
-            )
+            scoring.future.set_result(Score(tuple(logprobs[row, scored].tolist()), tuple(greedy[row, scored].tolist())))
 
     def _timed(self) -> _DeviceTime:
         return _DeviceTime(self._counters)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from engine.errors import RequestError
 
@@ -18,6 +18,7 @@ MAX_LOGPROBS = 20
 MAX_SAMPLES = 256
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Watches one sample being generated."""
 
@@ -59,9 +60,7 @@ class Sampling:
             if not ok:
                 raise RequestError(f"sampling.{field} must be {rule}; got {getattr(self, field)!r}")
 
-        check(
-            math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "a number of at least 0"
-        )
+        check(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "a number of at least 0")
         check(self.top_k >= 0, "top_k", "0 (off) or a positive number of tokens")
         check(0 < self.top_p <= 1, "top_p", "above 0 and at most 1 (off)")
         check(0 <= self.min_p <= 1, "min_p", "between 0 (off) and 1")
@@ -113,7 +112,7 @@ class Generation:
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
-    """Of each token in `token_ids`, natural log, under the model's own distribution (before temperature and filters)."""
+    """Of each token in `token_ids`, natural log, under the model's own distribution: before temperature, filters."""
     finish_reason: Literal["stop", "length"]
     stop_token: int | None = None
     """The token of `stop_token_ids` that ended the sample; None for the end of sequence, a watcher or the length."""

@@ -19,7 +19,8 @@ from engine.model.attention import paged_attention
 from engine.model.config import ModelConfig
 from engine.model.decoder import hidden_states, logits
 from engine.model.params import Params
-from engine.steps.sampling import HostOrDevice, SamplingRules, choose
+from engine.model.reductions import log_sum_exp
+from engine.steps.sampling import Leaf, SamplingRules, choose
 
 TOP_LOGPROBS = 20
 
@@ -32,32 +33,27 @@ RUNNING, END_OF_SEQUENCE, STOP_TOKEN, LENGTH = range(4)
 class Slots:
     """Every slot's sample. The host owns this between chunks; nothing else knows a length."""
 
-    token: Int[HostOrDevice, " slots"]
-    """The newest token, not yet in the cache."""
-    length: Int[HostOrDevice, " slots"]
-    """Positions in the cache; also the position of `token`."""
-    generated: Int[HostOrDevice, " slots"]
-    finish: Int[HostOrDevice, " slots"]
-    """RUNNING, or why it ended; an empty slot is simply not RUNNING."""
-    max_tokens: Int[HostOrDevice, " slots"]
-    min_tokens: Int[HostOrDevice, " slots"]
-    stop_tokens: Int[HostOrDevice, "slots stops"]
-    """Padded with -1."""
-    ignore_eos: Bool[HostOrDevice, " slots"]
-    top_logprobs: Bool[HostOrDevice, " slots"]
-    """The most likely alternatives are wanted too."""
+    token: Leaf  # i32[slots]: the newest token, not yet in the cache
+    length: Leaf  # i32[slots]: positions in the cache; also the position of `token`
+    generated: Leaf  # i32[slots]
+    finish: Leaf  # i32[slots]: RUNNING, or why it ended; an empty slot is simply not RUNNING
+    max_tokens: Leaf  # i32[slots]
+    min_tokens: Leaf  # i32[slots]
+    stop_tokens: Leaf  # i32[slots, stops], padded with -1
+    ignore_eos: Leaf  # bool[slots]
+    top_logprobs: Leaf  # bool[slots]: the most likely alternatives are wanted too
     rules: SamplingRules
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Generated:
-    """What a chunk produced: row i is step i. A slot's own tokens are its first rows, as many as `generated` grew by."""
+    """What a chunk produced: row i is step i. A slot's own tokens are its first rows, as `generated` grew by."""
 
-    tokens: Int[Array, "steps slots"]
-    logprobs: Float[Array, "steps slots"]
-    top_tokens: Int[Array, "steps slots top"]
-    top_logprobs: Float[Array, "steps slots top"]
+    tokens: Leaf  # i32[steps, slots]
+    logprobs: Leaf  # f32[steps, slots]
+    top_tokens: Leaf  # i32[steps, slots, top]
+    top_logprobs: Leaf  # f32[steps, slots, top]
 
 
 def decode(
@@ -98,7 +94,7 @@ def decode(
         ends = _end_tokens(config.vocab, slots, eos_tokens)
         allowed = ~ends | (slots.generated + 1 > slots.min_tokens)[:, None]
         token = choose(raw, slots.rules, slots.length + 1, allowed)
-        normaliser = jax.nn.logsumexp(raw, axis=-1)
+        normaliser = log_sum_exp(raw)
         logprob = jnp.take_along_axis(raw, token[:, None], axis=-1)[:, 0] - normaliser
 
         def alternatives() -> tuple[Array, Array]:
@@ -159,9 +155,7 @@ def _after(slots: Slots, token: Int[Array, " slots"], eos_tokens: tuple[int, ...
     is_stop = (token[:, None] == slots.stop_tokens).any(-1)
     is_eos = ~slots.ignore_eos & (jnp.isin(token, jnp.array(eos_tokens, jnp.int32)) if eos_tokens else False)
     finish = jnp.where(generated >= slots.max_tokens, LENGTH, RUNNING)
-    finish = jnp.where(is_stop, STOP_TOKEN, jnp.where(is_eos, END_OF_SEQUENCE, finish)).astype(
-        slots.finish.dtype
-    )
+    finish = jnp.where(is_stop, STOP_TOKEN, jnp.where(is_eos, END_OF_SEQUENCE, finish)).astype(slots.finish.dtype)
     return replace(
         slots,
         token=jnp.where(running, token, slots.token),

@@ -8,15 +8,18 @@ backend, is the same for a row whatever rows stand beside it, and works on a voc
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from engine.model.reductions import row_sum
+
 Logits = Float[Array, "slots vocab"]
-HostOrDevice = Array | np.ndarray
+Leaf = Any
+"""An array of a state: on the host, on the device or, while a program is traced, neither."""
 
 _RUN = 128  # tokens summed at a time when drawing
 
@@ -26,12 +29,11 @@ _RUN = 128  # tokens summed at a time when drawing
 class SamplingRules:
     """`engine.runtime.request.Sampling` of every slot, as arrays."""
 
-    temperature: Float[HostOrDevice, " slots"]
-    top_k: Int[HostOrDevice, " slots"]
-    top_p: Float[HostOrDevice, " slots"]
-    min_p: Float[HostOrDevice, " slots"]
-    key: UInt32[HostOrDevice, "slots words"]
-    """What the random key is folded from: seed (high, low), record (high, low), sample index."""
+    temperature: Leaf  # f32[slots]
+    top_k: Leaf  # i32[slots]
+    top_p: Leaf  # f32[slots]
+    min_p: Leaf  # f32[slots]
+    key: Leaf  # u32[slots, 5]: what the random key is folded from: seed (high, low), record (high, low), sample index
 
 
 def choose(
@@ -59,8 +61,8 @@ def _filter(weights: Logits, rules: SamplingRules) -> Logits:
         return jnp.where(weights >= threshold[:, None], weights, 0.0)
 
     def top_p(weights: Logits) -> Logits:
-        wanted = rules.top_p * weights.sum(-1)
-        threshold = _largest(weights, lambda kept: jnp.where(kept, weights, 0.0).sum(-1) >= wanted)
+        wanted = rules.top_p * row_sum(weights)
+        threshold = _largest(weights, lambda kept: row_sum(jnp.where(kept, weights, 0.0)) >= wanted)
         keep = (weights >= threshold[:, None]) | (rules.top_p >= 1)[:, None]
         return jnp.where(keep, weights, 0.0)
 
@@ -102,22 +104,16 @@ def _draw(weights: Logits, uniform: Float[Array, " slots"]) -> Int[Array, " slot
     Sums run over 128 tokens at a time, so the rounding of a vocabulary-long running sum does not build up."""
     slots, vocab = weights.shape
     runs = jnp.pad(weights, ((0, 0), (0, -vocab % _RUN))).reshape(slots, -1, _RUN)
-    up_to = jnp.cumsum(runs.sum(-1), axis=-1)
+    up_to = jnp.cumsum(row_sum(runs), axis=-1)
     target = uniform * up_to[:, -1]
     run = _first(up_to > target[:, None], runs.max(-1) > 0)
-    before = jnp.where(
-        run > 0, jnp.take_along_axis(up_to, jnp.maximum(run - 1, 0)[:, None], axis=-1)[:, 0], 0.0
-    )
+    before = jnp.where(run > 0, jnp.take_along_axis(up_to, jnp.maximum(run - 1, 0)[:, None], axis=-1)[:, 0], 0.0)
     inside = jnp.take_along_axis(runs, run[:, None, None], axis=1)[:, 0]
-    token = _first(
-        (before[:, None] + jnp.cumsum(inside, axis=-1) > target[:, None]) & (inside > 0), inside > 0
-    )
+    token = _first((before[:, None] + jnp.cumsum(inside, axis=-1) > target[:, None]) & (inside > 0), inside > 0)
     return run * _RUN + token
 
 
-def _first(
-    passed: Bool[Array, "slots choices"], possible: Bool[Array, "slots choices"]
-) -> Int[Array, " slots"]:
+def _first(passed: Bool[Array, "slots choices"], possible: Bool[Array, "slots choices"]) -> Int[Array, " slots"]:
     """The first index that passed, or, where rounding let none pass, the last possible one."""
     last = possible.shape[-1] - 1 - jnp.argmax(possible[:, ::-1], axis=-1)
     return jnp.where(passed.any(-1), jnp.argmax(passed, axis=-1), last).astype(jnp.int32)

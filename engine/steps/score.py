@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -16,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from engine.model.config import ModelConfig
 from engine.model.decoder import logits
 from engine.model.params import Params
+from engine.model.reductions import log_sum_exp
 from engine.steps.prefill import prefill
 
 _POSITIONS_AT_A_TIME = 64
@@ -37,9 +37,7 @@ def score(
         hidden, target = piece
         out = logits(params, hidden)
         of_target = jnp.take_along_axis(out, target[:, None], axis=-1)[:, 0]
-        return of_target - jax.nn.logsumexp(out, axis=-1), jnp.argmax(out, axis=-1).astype(
-            target.dtype
-        ) == target
+        return of_target - log_sum_exp(out), jnp.argmax(out, axis=-1).astype(target.dtype) == target
 
     pieces = (hidden.reshape(-1, at_a_time, config.embed), targets.reshape(-1, at_a_time))
     logprobs, greedy = lax.map(some, pieces)

@@ -58,7 +58,7 @@ def make_tiny_llama(
         tie_word_embeddings=tied,
         attention_bias=bias,
         mlp_bias=bias,
-        initializer_range=0.3,
+        initializer_range=0.2,
         bos_token_id=1,
         eos_token_id=2,
         attn_implementation="eager",
@@ -73,4 +73,5 @@ def make_tiny_llama(
                 elif name.endswith("bias"):
                     parameter.normal_(0.0, 0.3)
     model.to(getattr(torch, dtype)).save_pretrained(directory)
-    return model.to(torch.float32).eval()
+    # Read back, not cast back: a cast would leave the rotary frequencies rounded to the file's dtype.
+    return transformers.LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()

@@ -1,0 +1,22 @@
+"""Stricter than production: no silent dtype or rank promotion, and eight devices where a laptop has one.
+
+Shapes and dtypes of everything in engine/ are checked by an import hook (`--jaxtyping-packages` in pyproject.toml).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Many tests build the same small programs: compile each once a session.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="penstock-test-programs-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+from hypothesis import settings
+
+settings.register_profile("penstock", deadline=None)  # a busy machine is no failure
+settings.load_profile("penstock")

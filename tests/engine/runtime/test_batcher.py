@@ -1,0 +1,154 @@
+"""The batcher alone: whatever arrives, everything finishes, and slots and pages are never promised twice."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from itertools import count
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.compilation.options import DecodeOptions
+from engine.runtime.batcher import Batcher, Group, Scoring
+from engine.runtime.request import GenerateRequest, Generation, Sampling, ScoreRequest
+
+NUMBERS = count()  # no two prompts share a token, so a page shows whose it is
+GENERATION = Generation((1,), (0.0,), "length")
+
+
+def options(slots: int = 4, pages: int = 34) -> DecodeOptions:
+    return DecodeOptions(
+        slots=slots,
+        max_length=64,
+        pages=pages,
+        page_tokens=8,
+        chunk_steps=4,
+        prefill_tokens=32,
+        loop_over_slots=True,
+    )
+
+
+def group(prompt: int, max_tokens: int, samples: int = 1) -> Group:
+    request = GenerateRequest(
+        tuple(next(NUMBERS) for _ in range(prompt)), Sampling(max_tokens=max_tokens), samples=samples
+    )
+    return Group(request, min(max_tokens, 64 - prompt), Future())
+
+
+def finish_one(batcher: Batcher, slot: int) -> None:
+    batcher.finish(batcher.running[slot], GENERATION)
+
+
+requests = st.tuples(st.integers(1, 60), st.integers(1, 64), st.integers(1, 6))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(requests, min_size=1, max_size=30), st.integers(1, 6), st.integers(0, 40), st.integers(0, 99))
+def test_everything_finishes_and_nothing_is_promised_twice(asked, slots, spare_pages, seed) -> None:
+    """Any requests, any number of slots, down to the fewest pages the options can have."""
+    random = Random(seed)
+    batcher = Batcher(options(slots, pages=8 + 2 + spare_pages))
+    groups = [group(*request) for request in asked]
+    waiting = list(groups)
+    contents: dict[int, tuple[int, ...]] = {}  # the prompt tokens each page holds
+    while waiting or batcher.samples_waiting or batcher.running:
+        for _ in range(random.randint(0, 3)):
+            if waiting:
+                batcher.add(waiting.pop(0))
+        admission = batcher.admit()
+        for bucket, rows in admission.prefills:
+            assert 1 <= len(rows) <= batcher._options.rows(bucket)
+            assert all(len(row.token_ids) <= bucket for row in rows)
+            for row in rows:
+                for block, page in enumerate(row.pages):
+                    contents[page] = row.token_ids[block * 8 : block * 8 + 8]
+        for source, target in admission.copies:
+            contents[target] = contents[source]
+        for sample in admission.samples:
+            prompt = sample.group.request.prompt[:-1]
+            blocks = [contents[page] for page in sample.pages[: -(-len(prompt) // 8)]]
+            assert sum(blocks, ()) == prompt, "a sample starts on pages that do not hold its prompt"
+        assert len(batcher.running) <= slots
+        owners: dict[int, set[int]] = {}
+        for sample in batcher.running.values():
+            positions = sample.group.prefilled + sample.group.max_tokens
+            assert len(sample.pages) == -(-positions // 8)
+            assert len(set(sample.pages)) == len(sample.pages)
+            shareable = sample.pages[: sample.group.prefilled // 8]
+            for page in sample.pages:
+                assert page != 0
+                owners.setdefault(page, set()).add(id(sample.group) if page in shareable else id(sample))
+        assert all(len(owner) == 1 for owner in owners.values()), "a page that is written has two owners"
+        if not waiting:
+            assert batcher.running or not batcher.samples_waiting, "everything waits and nothing runs"
+        for slot in list(batcher.running):
+            if random.random() < 0.6:
+                finish_one(batcher, slot)
+    for each in groups:
+        assert len(each.future.result(timeout=0)) == each.request.samples
+    assert batcher._pool.free == batcher._options.pages - 1
+    assert len(batcher._free_slots) == slots
+
+
+def test_prefill_batches_take_one_bucket_together_and_the_oldest_first() -> None:
+    batcher = Batcher(options(slots=4))
+    for prompt in (30, 6, 31, 7, 29):
+        batcher.add(group(prompt, 4))
+    first = batcher.admit()
+    assert [(bucket, len(rows)) for bucket, rows in first.prefills] == [(32, 1), (32, 1), (32, 1), (8, 1)]
+    finish_one(batcher, first.samples[0].slot)
+    second = batcher.admit()
+    assert [len(sample.group.request.prompt) for sample in second.samples] == [7]
+
+
+def test_a_prompt_of_one_token_needs_no_prefill() -> None:
+    batcher = Batcher(options())
+    batcher.add(group(1, 4))
+    admission = batcher.admit()
+    assert admission.prefills == []
+    assert len(admission.samples) == 1
+
+
+def test_samples_share_full_prompt_pages_and_copy_the_last() -> None:
+    batcher = Batcher(options(slots=2))
+    batcher.add(group(20, 4, samples=3))  # 19 positions: two full pages and a part of a third
+    admission = batcher.admit()
+    one, two = admission.samples
+    assert len(admission.prefills) == 1
+    assert one.pages[:2] == two.pages[:2]
+    assert one.pages[2] != two.pages[2]
+    assert admission.copies == [(one.pages[2], two.pages[2])]
+    source = one.pages[2]
+    finish_one(batcher, one.slot)
+    later = batcher.admit()
+    assert later.prefills == []
+    assert later.samples[0].index == 2
+    assert later.samples[0].pages[:2] == two.pages[:2]
+    assert later.copies == [(source, later.samples[0].pages[2])]
+
+
+def test_failing_a_request_frees_all_it_holds() -> None:
+    batcher = Batcher(options(slots=2))
+    doomed = group(20, 4, samples=3)
+    batcher.add(doomed)
+    batcher.add(group(5, 4))
+    batcher.admit()
+    batcher.fail(doomed, ValueError("no"))
+    assert isinstance(doomed.future.exception(timeout=0), ValueError)
+    assert not batcher.running
+    admission = batcher.admit()
+    assert [len(sample.group.request.prompt) for sample in admission.samples] == [5]
+    finish_one(batcher, admission.samples[0].slot)
+    assert batcher._pool.free == batcher._options.pages - 1
+
+
+def test_scores_go_in_batches_of_one_bucket() -> None:
+    batcher = Batcher(options())
+    for tokens in (5, 30, 6, 31, 7, 8, 3):
+        batcher.add_score(Scoring(ScoreRequest(tuple(range(tokens))), Future()))
+    seen = []
+    while batcher.scores_waiting:
+        bucket, batch = batcher.next_scores()
+        seen.append((bucket, [len(scoring.request.tokens) for scoring in batch]))
+    assert seen == [(8, [5, 6, 7, 8]), (32, [30]), (32, [31]), (8, [3])]
