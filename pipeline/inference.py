@@ -111,12 +111,12 @@ class RunShard(beam.DoFn):
         self._worker = _shared_worker(self._job)
 
     def process(self, item: WorkItem) -> Iterator[int]:
-        from engine.errors import EngineError
+        from engine.errors import EngineClosed, OutOfMemory
 
         try:
             if committed(self._job.output, self._job.plan, item.shard) is None:
                 run_shard(item, self._job, self._worker.engine, self._worker.tokenizer)
-        except EngineError:
+        except (EngineClosed, OutOfMemory):
             _give_up(self._worker)
             raise
         yield item.shard

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .inference import ShardJob
 
 WINDOW_PER_SLOT = 4
-LEAST_WINDOW = 512  # sequences; two shards fill the thousand that the engine looks at for equal lengths
+LEAST_WINDOW = 1024  # sequences: a shard of the usual size as a whole, so that no long one holds up the others
 _ERROR_CHARS = 500
 _POLL_SECONDS = 0.1  # between looks at whether the run was cancelled
 

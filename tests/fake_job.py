@@ -1,12 +1,8 @@
-"""A whole job with the fake engine: input, plan, Beam run, and its results as rows to compare.
-
-`python -m tests.fake_job JSON` runs one in a process of its own, to be killed.
-"""
+"""A whole job with the fake engine: input, plan, Beam run, and its results as rows to compare."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,7 +96,3 @@ def results(output: Path | str) -> list[dict[str, Any]]:
 
 def table(output: Path | str) -> pa.Table:
     return pq.read_table(str(output))
-
-
-if __name__ == "__main__":
-    run(**json.loads(sys.argv[1]))
