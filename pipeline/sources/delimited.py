@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 
 import pyarrow as pa
 
@@ -74,51 +74,68 @@ def _delimiter(url: str) -> str:
 def _records(lines: Iterator[_Line], delimiter: str) -> Iterator[_Record]:
     """Records in order, each with the end of its last line; empty lines are left out."""
     csv.field_size_limit(max(csv.field_size_limit(), _RECORD_LIMIT_BYTES))  # the whole process has but one
-    ahead: deque[_Line] = deque()  # lines that a failed record had taken
-    while line := ahead.popleft() if ahead else next(lines, None):
-        end, octets = line
-        if octets is None:
-            yield end, None, f"record over {_RECORD_LIMIT_BYTES >> 20} MiB"
-        elif b'"' in octets:
-            taken: list[_Line] = []
-            fields, error = _parse(_take(line, ahead, lines, taken), delimiter)
-            if fields is None:
-                ahead.extendleft(reversed(taken[1:]))
-                yield end, None, error
-            else:
-                invalid = _decode(b"\n".join(octets or b"" for _, octets in taken))[1]
-                yield taken[-1][0], None if invalid else fields, invalid
-        elif octets := octets.rstrip(b"\r"):  # without quotes: what the csv module would find, several times faster
-            text, invalid = (None, _MALFORMED) if b"\r" in octets else _decode(octets)
-            yield end, text.split(delimiter) if text is not None else None, invalid
+    feed = _Feed(lines)
+    reader = csv.reader(feed, delimiter=delimiter, strict=True)
+    while True:
+        feed.begin_record()
+        try:
+            fields = next(reader, None)
+        except csv.Error:  # which of several faults is seen first may depend on where the shard ends
+            yield feed.keep_first_line(), None, _MALFORMED
+            continue
+        if fields:
+            invalid = feed.invalid_utf8()
+            yield feed.taken[-1][0], None if invalid else fields, invalid
+        elif fields is None:
+            if not feed.taken:
+                return
+            yield feed.keep_first_line(), None, f"record over {_RECORD_LIMIT_BYTES >> 20} MiB"
 
 
-def _take(first: _Line, ahead: deque[_Line], lines: Iterator[_Line], taken: list[_Line]) -> Iterator[str]:
-    """Feed lines to a parser for as long as it asks for more of one record; `taken` remembers them."""
-    line: _Line | None = first
-    room_bytes = _RECORD_LIMIT_BYTES
-    while line is not None:
-        taken.append(line)
+class _Feed:
+    """Lines for the parser, which asks for one after another until a record is complete."""
+
+    def __init__(self, lines: Iterator[_Line]) -> None:
+        self._lines = lines
+        self._ahead: deque[_Line] = deque()  # lines that a failed record had taken
+        self.begin_record()
+
+    def begin_record(self) -> None:
+        self.taken: list[_Line] = []
+        self._room_bytes = _RECORD_LIMIT_BYTES
+        self._valid = True
+
+    def __iter__(self) -> _Feed:
+        return self
+
+    def __next__(self) -> str:
+        """The next line; the input seems to end where a record would grow over the limit."""
+        line = self._ahead.popleft() if self._ahead else next(self._lines)
+        self.taken.append(line)
         octets = line[1]
-        if octets is None or len(octets) > room_bytes:
-            return
-        room_bytes -= len(octets)
-        yield octets.decode("utf-8", "surrogateescape") + "\n"
-        line = ahead.popleft() if ahead else next(lines, None)
+        if octets is None or len(octets) > self._room_bytes:
+            raise StopIteration
+        self._room_bytes -= len(octets)
+        try:
+            return octets.decode() + "\n"
+        except UnicodeDecodeError:
+            self._valid = False
+            return octets.decode("utf-8", "surrogateescape") + "\n"
 
+    def keep_first_line(self) -> int:
+        """Give back all lines of a record but the first, and return where that one ends."""
+        self._ahead.extendleft(reversed(self.taken[1:]))
+        return self.taken[0][0]
 
-def _parse(lines: Iterable[str], delimiter: str) -> tuple[list[str] | None, str | None]:
-    try:
-        return next(csv.reader(lines, delimiter=delimiter, strict=True)), None
-    except csv.Error:  # which of its faults is seen first may depend on where the shard ends
-        return None, _MALFORMED
-
-
-def _decode(octets: bytes) -> tuple[str | None, str | None]:
-    try:
-        return octets.decode(), None
-    except UnicodeDecodeError as e:
-        return None, not_utf8(e)
+    def invalid_utf8(self) -> str | None:
+        """What keeps the record from being text."""
+        if self._valid:
+            return None
+        try:
+            b"\n".join(octets or b"" for _, octets in self.taken).decode()
+        except UnicodeDecodeError as e:
+            return not_utf8(e)
+        return None
 
 
 FORMAT = Format(

@@ -119,16 +119,17 @@ def _find(name: str, data_dir: str) -> str:
         )
     configs = [n for n in names if not n.startswith(".") and not _VERSION.fullmatch(n)]
     if config is None and not any(map(_VERSION.fullmatch, names)):
-        if len(configs) != 1:
+        if len(configs) > 1:
             raise InputError(f"{dataset} has the configs {', '.join(configs)}; name one, as {dataset}/{configs[0]}")
-        (config,) = configs
+        config = configs[0] if configs else None
     if config is not None:
         if config not in configs:
             raise InputError(f"{directory} has no config {config!r}; it holds {', '.join(names)}")
         directory = storage.join(directory, config)
     versions = sorted(filter(_VERSION.fullmatch, storage.list_names(directory)), key=_version_number)
     if not versions or (version is not None and version not in versions):
-        raise InputError(f"{directory} holds no version {version or ''}; it has {', '.join(versions) or 'none'}")
+        wanted, found = f"version {version}" if version else "version", ", ".join(versions) or "none"
+        raise InputError(f"{directory} holds no {wanted} of a TFDS dataset; it has {found}")
     return storage.join(directory, version or versions[-1])
 
 
@@ -176,7 +177,7 @@ def _classes(description: Any) -> Iterator[str]:
         for key, inner in description.items():
             if key in ("pythonClassName", "python_class_name", "type") and isinstance(inner, str):
                 yield inner
-            elif key == "json" and isinstance(inner, str):
+            elif key in ("json", "content") and isinstance(inner, str):
                 yield from _classes(json.loads(inner))
             else:
                 yield from _classes(inner)

@@ -253,8 +253,9 @@ def test_neither_tensorflow_nor_a_network_is_touched(data_dirs, file_format, mon
     ("arguments", "complaint"),
     [
         ({"tfds": "huge"}, r"there is no TFDS dataset 'huge' in .*, which holds .*tiny; .*nothing is downloaded here"),
-        ({"tfds": "tiny:9.9.9"}, r"holds no version 9\.9\.9; it has 1\.2\.0"),
+        ({"tfds": "tiny:9.9.9"}, r"holds no version 9\.9\.9 of a TFDS dataset; it has 1\.2\.0"),
         ({"tfds": "tiny/odd"}, r"has no config 'odd'; it holds 1\.2\.0"),
+        ({"tfds": "downloads"}, "downloads/extracted holds no version of a TFDS dataset; it has none"),
         ({"tfds": "../tiny"}, "does not name a TFDS dataset"),
         ({"tfds": "tiny:latest"}, "does not name a TFDS dataset"),
         ({"split": None}, "say which split of tiny is meant; it has test, train"),
@@ -292,20 +293,23 @@ def copied(data_dirs, file_format, tmp_path):
     return tmp_path / "copy" / "tiny" / "1.2.0"
 
 
-@pytest.mark.parametrize("hidden_in_json", [False, True])
-def test_code_that_a_dataset_names_is_not_imported(data_dirs, tmp_path, hidden_in_json):
+FOREIGN = {"pythonClassName": "antigravity.Feature", "text": {}}
+TEXT = "tensorflow_datasets.core.features.text_feature.Text"
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        FOREIGN,
+        {"type": "antigravity.Feature", "content": {}},
+        {"pythonClassName": TEXT, "jsonFeature": {"json": json.dumps({"inner": [FOREIGN]})}},
+        {"type": TEXT, "proto_cls": "tensorflow_datasets.Feature", "content": json.dumps(FOREIGN)},
+    ],
+)
+def test_code_that_a_dataset_names_is_not_imported(data_dirs, tmp_path, feature):
     directory = copied(data_dirs, "parquet", tmp_path)
     features = json.loads((directory / "features.json").read_text())
-    foreign = {"pythonClassName": "antigravity.Feature", "text": {}}
-    hidden = {"type": "antigravity.Feature", "content": {}}
-    features["featuresDict"]["features"]["bad"] = (
-        {
-            "pythonClassName": "tensorflow_datasets.core.features.text_feature.Text",
-            "jsonFeature": {"json": json.dumps(hidden)},
-        }
-        if hidden_in_json
-        else foreign
-    )
+    features["featuresDict"]["features"]["bad"] = feature
     (directory / "features.json").write_text(json.dumps(features))
     with pytest.raises(InputError, match=r"names the class antigravity\.Feature"):
         open_source(tfds="tiny", split="train", data_dir=str(tmp_path / "copy"))
