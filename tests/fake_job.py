@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.manifest import Manifest
 from pipeline.sources import open_source
+from pipeline.storage import join, list_names, open_input
 from pipeline.workplan import plan_job
 from schemas.manifest import Plan
 
@@ -95,4 +96,9 @@ def results(output: Path | str) -> list[dict[str, Any]]:
 
 
 def table(output: Path | str) -> pa.Table:
-    return pq.read_table(str(output))
+    tables = []
+    for name in list_names(str(output)):
+        if name.startswith("part-"):
+            with open_input(join(str(output), name)) as file:
+                tables.append(pq.read_table(file))
+    return pa.concat_tables(tables)

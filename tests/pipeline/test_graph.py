@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
+from pipeline import activity
 from schemas.manifest import SUCCESS_NAME, SUMMARY_NAME
 from tests import fake_job
 from tests.fake_engine import FakeEngine
@@ -16,6 +18,7 @@ from tests.pipeline import tiny_tokenizers
 
 ROWS = 60
 FN_API = "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner"
+THREADS = ("--direct_running_mode=multi_threading", "--direct_num_workers=2")
 BUNDLES = "--runner=BundleBasedDirectRunner"
 PORTABLE = ["--runner=PortableRunner", "--job_endpoint=embed", "--environment_type=LOOPBACK"]
 
@@ -27,6 +30,13 @@ def failing_at_first(checkpoint: str, **asked: Any) -> FakeEngine:
     """A few requests fail for no fault of theirs, so the first attempts of a bundle do."""
     MADE.append(FakeEngine(fail_on=frozenset((5, 40))))
     return MADE[-1]
+
+
+def silent(checkpoint: str, **asked: Any) -> FakeEngine:
+    """Never answers."""
+    engine = FakeEngine()
+    engine.submit = lambda request: Future()
+    return engine
 
 
 def waiting_for_two_shards(checkpoint: str, **asked: Any) -> FakeEngine:
@@ -76,7 +86,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory, source: Path, checkpoint:
     "flags",
     [
         [FN_API, "--direct_running_mode=multi_threading", "--direct_num_workers=1"],
-        [FN_API, "--direct_running_mode=multi_threading", "--direct_num_workers=2"],
+        [FN_API, *THREADS],
         [FN_API, "--direct_running_mode=multi_threading", "--direct_num_workers=4"],
         [FN_API, "--direct_running_mode=multi_processing", "--direct_num_workers=2"],
         [BUNDLES],
@@ -99,8 +109,8 @@ def test_a_bundle_that_fails_is_tried_again(tmp_path, source, checkpoint, expect
 
 def test_two_workers_have_two_shards_open(tmp_path, source, checkpoint, expected) -> None:
     """The engine waits for more requests than one shard has."""
-    flags = [FN_API, "--direct_running_mode=multi_threading", "--direct_num_workers=2"]
-    fake_job.run(source, tmp_path, checkpoint, engine=f"{__name__}:waiting_for_two_shards", flags=flags)
+    engine = f"{__name__}:waiting_for_two_shards"
+    fake_job.run(source, tmp_path, checkpoint, engine=engine, flags=[FN_API, *THREADS])
     assert fake_job.results(tmp_path) == expected
 
 
@@ -110,6 +120,29 @@ def test_an_engine_that_always_fails_ends_the_run_unfinished(tmp_path, source, c
     assert not (tmp_path / SUCCESS_NAME).exists()
     assert not (tmp_path / SUMMARY_NAME).exists()
     assert not list(tmp_path.glob("part-*"))
+
+
+def test_a_cancelled_run_ends_at_once(tmp_path, source, checkpoint) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(
+            fake_job.run, source, tmp_path, checkpoint, engine=f"{__name__}:silent", flags=[FN_API, *THREADS]
+        )
+        while not any(tmp_path.glob(".part-*")):
+            assert not run.done()
+        activity.cancel()
+        try:
+            assert "Cancelled" in str(run.exception(timeout=20))
+        finally:
+            activity.reset()
+    assert not list(tmp_path.glob(".part-*"))
+
+
+def test_input_and_output_in_an_object_store(source, checkpoint, expected) -> None:
+    fsspec.filesystem("memory").pipe_file("/store/in/a.jsonl", source.read_bytes())
+    fake_job.run("memory://store/in/*.jsonl", "memory://store/out", checkpoint)
+    rows = fake_job.results("memory://store/out")
+    assert [row["text"] for row in rows] == [row["text"] for row in expected]
+    assert fsspec.filesystem("memory").exists("/store/out/_SUCCESS")
 
 
 def test_with_nothing_to_do_the_job_is_declared_finished(tmp_path, source, checkpoint, expected) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 
 from engine.errors import RequestError
@@ -136,6 +138,21 @@ def test_only_needed_columns_are_read(job, monkeypatch) -> None:
     monkeypatch.setattr(shard, "read_rows", lambda item, columns: asked.append(columns) or read_rows(item, columns))
     job(id="id", keep_columns=["answer"]).run()
     assert asked == [{"question", "id", "answer"}]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_every_format_gives_the_same_rows(job, tmp_path, byte_level, suffix: str) -> None:
+    columns = pa.Table.from_pylist([{**question, "unused": b"\xff"} for question in QUESTIONS])
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "csv":
+        pa.csv.write_csv(columns.drop(["unused"]), path)
+    else:
+        pa.parquet.write_table(columns, path, row_group_size=7)
+    asked = fake_job.settings(id="answer", shard_rows=100)  # an integer in Parquet, a string in CSV
+    plan = fake_job.make_plan(path, tmp_path / suffix, asked)
+    run_shard(*work_items(plan), ShardJob.of(str(tmp_path / suffix), plan, "unused"), FakeEngine(), byte_level)
+    expected = [(row["record_id"], row["text"]) for row in job(id="answer").run()]
+    assert [(row["record_id"], row["text"]) for row in fake_job.table(tmp_path / suffix).to_pylist()] == expected
 
 
 # --- who a row is
