@@ -150,8 +150,12 @@ class Shard:
         """Waits for the answers of a record and makes its output rows."""
         rows = [record.columns]
         if record.columns["status"] == "ok":
-            answers = [_wait(answer) for answer in record.answers]
-            rows = [record.columns | columns for columns in self.task.rows(record.prompt, answers)]
+            try:
+                answers = [_wait(answer) for answer in record.answers]
+            except self.refusal as error:
+                record.fail(f"request: {error}")
+            else:
+                rows = [record.columns | columns for columns in self.task.rows(record.prompt, answers)]
         activity.count(rows)
         yield from rows
 

@@ -249,6 +249,20 @@ def test_a_request_that_the_engine_refuses_fails_the_row(job) -> None:
     ]
 
 
+def test_a_request_that_is_refused_later_fails_the_row_too(job) -> None:
+    class Late(FakeEngine):
+        def submit(self, request: Any) -> Future[Any]:
+            future = super().submit(request)
+            if request.prompt == tuple(made.tokenizer.encode("Q: what is 4?\nA:", add_special_tokens=True)):
+                future = Future()
+                future.set_exception(RequestError("not this one"))
+            return future
+
+    made = job()
+    failed = [row for row in made.run(Late()) if row["status"] == "failed"]
+    assert [(row["source_row"], row["error"], row["text"]) for row in failed] == [(4, "request: not this one", None)]
+
+
 def test_the_other_sequences_of_a_refused_row_are_given_up(job) -> None:
     """Of two continuations the second is refused: nobody will wait for the first."""
     refused = "no no no"
