@@ -74,6 +74,7 @@ class TfdsSource:
                 )
 
     def columns(self) -> dict[str, pa.DataType]:
+        """Sorted by name, as values are: TFDS restores the features in an order that changes from run to run."""
         return {name: _arrow_type(self._features[name]) for name in sorted(self._features)}
 
 
@@ -235,12 +236,9 @@ def _holds_image(feature: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """An example as Python values: TFDS gives arrays, numpy scalars, bytes, and datasets inside of datasets.
-
-    Names are sorted, since TFDS restores them in no particular order, and prompts may show a whole dict.
-    """
+    """An example as Python values: TFDS gives arrays, numpy scalars, bytes, and datasets inside of datasets."""
     if isinstance(value, dict):
-        return {name: _plain(value[name]) for name in sorted(value)}
+        return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, str | bytes | bool | int | float):
         return text_if_utf8(value)
     if hasattr(value, "tolist"):

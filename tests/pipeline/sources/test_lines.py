@@ -132,3 +132,10 @@ def test_a_line_at_the_limit_is_whole():
             None,
             b"0123456789",
         ]
+
+
+def test_white_space_over_the_limit_is_a_row_too_however_it_lies_in_blocks():
+    data = b"a\n" + b" " * 10 + b"\n" + b" " * 11 + b"\n" + b" " * 11
+    for block_bytes in range(1, 40):
+        with sizes(block_bytes, limit_bytes=10):
+            assert read_all(in_memory(data, ".txt"), 1) == [b"a", None, None]

@@ -213,6 +213,8 @@ def test_columns_are_declared_and_values_fit_them(data_dirs):
     }
     rows = list(read_rows(next(iter(source.work_items(5))), set(columns)))
     assert list(columns) == list(rows[0].values) == sorted(columns)
+    assert list(rows[0].values["inner"]) == ["flag", "tags"]
+    assert list(rows[0].values["spans"]) == ["at", "word"]
     for name in set(columns) - {"raw"}:  # which is not always text
         pa.array([row.values[name] for row in rows], columns[name])
 
