@@ -101,7 +101,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         budget.spend(1)
-        return super().getattr(obj, budget.read(attribute))
+        return super().getattr(obj, attribute)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         if isinstance(value, BuiltinMethodType) and value.__name__ == "format" and isinstance(value.__self__, str):

@@ -72,6 +72,7 @@ ENDLESS = [
     "{% for i in range(99999) %}{% for j in range(99999) %}" + "x" * 9999 + "{% endfor %}{% endfor %}",
     "{% for i in range(99999) %}" + "{% set v = [1, 2, 3] %}" * 999 + "{% endfor %}",
     "{% for i in range(99999) %}{% set v = range(99999)|map('abs')|list %}{% endfor %}",
+    "{% set ns = namespace() %}{% set ns.a = ns %}{{ ('{0' ~ '.a' * 3999999 ~ '}').format(ns) }}",
     "{% for i in range(99999) %}{{ range(99999)|select('odd')|first }}{% endfor %}",
     "{{ range(10**9)|list }}",
     # macros
@@ -100,6 +101,9 @@ ENDLESS = [
 ]
 
 GROWING = [
+    # constant text, in few steps
+    "{% for i in range(99999) %}" + "x" * 9999 + "{% endfor %}",
+    "{% macro m() %}{% for i in range(99999) %}" + "x" * 9999 + "{% endfor %}{% endmacro %}{% set v = m() %}",
     # repeated text and lists
     "{{ 'a' * 10**10 }}",
     "{{ 10**10 * 'a' }}",
@@ -218,6 +222,19 @@ def test_memory_is_bounded(template: str) -> None:
     finally:
         tracemalloc.stop()
     assert peak_bytes < 256 * 2**20
+
+
+def test_depth_is_counted_from_the_template_not_from_who_calls() -> None:
+    """Python's own recursion limit would let a template do less the deeper its caller is."""
+    deepest = "{% macro m(k) %}{{ m(k - 1) if k else 'end' }}{% endmacro %}{{ m(49) }}"
+
+    def from_below(frames: int, template: str) -> str:
+        return from_below(frames - 1, template) if frames else PromptTemplate(template).render({})
+
+    assert from_below(0, deepest) == from_below(300, deepest) == "end"
+    for frames in (0, 300):
+        with pytest.raises(PromptError, match="nested more than 50 deep"):
+            from_below(frames, deepest.replace("49", "50"))
 
 
 def test_the_limit_is_far_from_honest_templates() -> None:
