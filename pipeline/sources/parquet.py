@@ -47,9 +47,13 @@ def read_batches(url: str, start: int, stop: int, columns: Collection[str] | Non
             raise InputError(f"rows {start} to {stop} of {url} cannot be read: {e}") from e
 
 
-def _plan(url: str, shard_rows: int) -> Iterator[Span]:
+def count_rows(url: str) -> int:
     with storage.open_input(url) as stream:
-        rows = _open(url, stream).metadata.num_rows
+        return _open(url, stream).metadata.num_rows
+
+
+def _plan(url: str, shard_rows: int) -> Iterator[Span]:
+    rows = count_rows(url)
     for first in range(0, rows, shard_rows):
         stop = min(first + shard_rows, rows)
         yield Span(first, stop - first, first, stop)

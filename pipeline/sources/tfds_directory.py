@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ from pipeline import storage
 from pipeline.errors import InputError
 from pipeline.sources.array_records import read_array_records
 from pipeline.sources.base import Parsed, WorkItem, text_if_utf8
-from pipeline.sources.parquet import read_batches
+from pipeline.sources.parquet import count_rows, read_batches
 from pipeline.sources.tfrecord import read_tfrecords
 
 _DEFAULT_DATA_DIR = "~/tensorflow_datasets"
@@ -37,6 +37,15 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _DESCRIPTIONS = (".json", ".txt")
 _OWN_FEATURES = "tensorflow_datasets.core.features."
 _NEED_TENSORFLOW = (_OWN_FEATURES + "audio_feature.", _OWN_FEATURES + "video_feature.")
+
+
+class _Piece(NamedTuple):
+    """What a split takes from one data file."""
+
+    file: str
+    first: int
+    stop: int
+    file_rows: int
 
 
 class TfdsSource:
@@ -53,19 +62,25 @@ class TfdsSource:
         self._pieces = _pieces(info, name, split)
 
     def files(self) -> list[storage.FileFacts]:
-        names = dict.fromkeys(["features.json", *(file for file, _, _ in self._pieces)])
+        names = dict.fromkeys(["features.json", *(piece.file for piece in self._pieces)])
         return [storage.stat(storage.join(self._directory, name)) for name in names]
 
     def work_items(self, shard_rows: int) -> Iterator[WorkItem]:
         shards = count()
-        for file, first, end in self._pieces:
-            for start in range(first, end, shard_rows):
-                stop = min(start + shard_rows, end)
+        for piece in self._pieces:
+            url = storage.join(self._directory, piece.file)
+            if self._file_format == "parquet" and (found := count_rows(url)) != piece.file_rows:
+                raise InputError(
+                    f"{url} has {found} rows where its dataset counts {piece.file_rows}; TFDS 4.9.10 loses rows when"
+                    " it writes more than 100 to a Parquet file: prepare the dataset again as array_record"
+                )
+            for start in range(piece.first, piece.stop, shard_rows):
+                stop = min(start + shard_rows, piece.stop)
                 yield WorkItem(
                     shard=next(shards),
-                    source=storage.join(self._directory, file),
+                    source=url,
                     format="tfds",
-                    source_file=file,
+                    source_file=piece.file,
                     first_row=start,
                     rows=stop - start,
                     start=start,
@@ -184,8 +199,8 @@ def _classes(description: Any) -> Iterator[str]:
                 yield from _classes(inner)
 
 
-def _pieces(info: Any, name: str, split: str | None) -> list[tuple[str, int, int]]:
-    """What a split means: (file, first row, end) for each file that it takes rows from."""
+def _pieces(info: Any, name: str, split: str | None) -> list[_Piece]:
+    """What a split means."""
     splits = ", ".join(sorted(info.splits))
     if split is None:
         raise InputError(f"say which split of {name} is meant; it has {splits}")
@@ -193,12 +208,16 @@ def _pieces(info: Any, name: str, split: str | None) -> list[tuple[str, int, int
         instructions = info.splits[split].file_instructions
     except Exception as e:
         raise InputError(f"{name} has no split {split!r}; it has {splits} ({str(e).splitlines()[0]})") from e
-    pieces = [(posixpath.basename(i.filename), i.skip, i.skip + i.take) for i in instructions if i.take]
+    pieces = [
+        _Piece(posixpath.basename(i.filename), i.skip, i.skip + i.take, i.examples_in_shard)
+        for i in instructions
+        if i.take
+    ]
     if not pieces:
         raise InputError(f"the split {split!r} of {name} holds no rows")
-    for (file, _, end), (next_file, first, _) in pairwise(sorted(pieces)):
-        if file == next_file and first < end:
-            raise InputError(f"the split {split!r} of {name} names row {first} of {file} twice")
+    for piece, following in pairwise(sorted(pieces)):
+        if piece.file == following.file and following.first < piece.stop:
+            raise InputError(f"the split {split!r} of {name} names row {following.first} of {piece.file} twice")
     return pieces
 
 
