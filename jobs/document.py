@@ -35,9 +35,7 @@ class Document:
 def parse(text: str, *, source: str) -> Document:
     """The one document in `text`; `source` names it in errors."""
     if len(text.encode(errors="replace")) > LIMIT_BYTES:
-        raise JobError(
-            f"{source} is larger than {LIMIT_BYTES} bytes; a job file names its data, it does not hold it"
-        )
+        raise JobError(f"{source} is larger than {LIMIT_BYTES} bytes; a job file names its data, it does not hold it")
     try:
         node = yaml.compose(text, Loader=_Loader)
         return Document(None) if node is None else _Builder(source).build(node)
@@ -102,7 +100,7 @@ class _Builder:
         first_lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise self._refusal(key_node, "a key must be a word")
+                raise self._refusal(key_node, "a key must be a word; put text that begins with { in quotes")
             key, line = self._scalar(key_node, f"{_TAG}str"), key_node.start_mark.line + 1
             if key in first_lines:
                 raise self._refusal(

@@ -19,6 +19,10 @@ from jobs.document import LIMIT_BYTES, Path, parse
 from jobs.spec import Job
 from jobs.spec_errors import dotted, explain
 from pipeline.errors import JobError
+from pipeline.storage import join, publish_over, read_bytes
+
+STORED_NAME = "_job.json"
+"""The job as it was last run, in its output."""
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Job:
@@ -36,12 +40,16 @@ def load(path: str, overrides: Sequence[str] = ()) -> Job:
         job = Job.model_validate_json(json.dumps(values))
     except ValidationError as error:
         problems = explain(error, values, origins)
-        raise JobError(
-            problems[0] if len(problems) == 1 else "\n  ".join(["the job has errors", *problems])
-        ) from error
+        raise JobError(problems[0] if len(problems) == 1 else "\n  ".join(["the job has errors", *problems])) from error
     return with_absolute_paths(
         job, posixpath.dirname(path) if "://" in path else os.path.dirname(os.path.abspath(path))
     )
+
+
+def store(job: Job, output: str) -> None:
+    """Leaves the job in its output, overrides and all, as a job file that goes on where a run stops."""
+    text = json.dumps(job.model_dump(mode="json", exclude_unset=True, exclude_none=True), indent=2, ensure_ascii=False)
+    publish_over(join(output, STORED_NAME), f"{text}\n".encode())
 
 
 def with_absolute_paths(job: Job, base: str) -> Job:
@@ -72,8 +80,6 @@ def _join(base: str, path: str) -> str:
 def _read(path: str) -> str:
     try:
         if "://" in path:
-            from pipeline.storage import read_bytes
-
             data = read_bytes(path, limit_bytes=LIMIT_BYTES)
         else:
             with LocalPath(path).open("rb") as file:

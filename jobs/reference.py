@@ -90,9 +90,7 @@ def job_reference() -> str:
         example=EXAMPLE,
         score_example=SCORE_EXAMPLE,
         sections="\n".join(_section(path or "the job", properties[model]) for path, model in sections(Job)),
-        not_supported="\n".join(
-            f"- `{name}`: {reason}" for name, reason in sorted(Sampling.NOT_SUPPORTED.items())
-        ),
+        not_supported="\n".join(f"- `{name}`: {reason}" for name, reason in sorted(Sampling.NOT_SUPPORTED.items())),
     )
 
 

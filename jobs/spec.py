@@ -26,7 +26,7 @@ class Model(Section):
     """Directory of a Hugging Face checkpoint (config.json, *.safetensors, tokenizer files): a local path or a
     URL that fsspec reads, such as gs:// or s3://."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the model is computed in. `auto` takes what the checkpoint was written in."""
+    """What the model is computed in. `auto` is the checkpoint's own, but float32 on a CPU, where it is faster."""
 
 
 class Input(Section):
@@ -68,15 +68,11 @@ class Message(Section):
 
 
 class Prompt(Section):
-    model_config = ConfigDict(
-        json_schema_extra={"oneOf": [{"required": ["template"]}, {"required": ["messages"]}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["template"]}, {"required": ["messages"]}]})
 
     template: Annotated[str | None, Field(min_length=1, examples=["Q: {{ question }}\nA:"])] = None
     """A Jinja template over the row's columns; it runs in a sandbox."""
-    messages: (
-        Annotated[tuple[Message, ...], Field(min_length=1)] | Annotated[str, Field(min_length=1)] | None
-    ) = None
+    messages: Annotated[tuple[Message, ...], Field(min_length=1)] | Annotated[str, Field(min_length=1)] | None = None
     """A conversation, written out by the checkpoint's own chat template: a list of messages, or the name of
     the column that holds such a list."""
 
@@ -175,10 +171,10 @@ class Output(Section):
 
 class EngineOptions(Section):
     slots: Literal["auto"] | Count = "auto"
-    """How many sequences are decoded at the same time. Results do not depend on it."""
+    """How many completions are decoded at the same time. Results do not depend on it."""
     max_length: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
-    """Longest prompt and completion together, in tokens; a longer row fails. `auto` is the model's context.
-    """
+    """Longest prompt and completion together, in tokens; a longer prompt fails, a longer completion is cut.
+    `auto` is what the model's context and the memory allow."""
 
 
 class Limits(Section):
@@ -186,17 +182,17 @@ class Limits(Section):
     """Largest share of failed rows with which the finished job still counts as done (exit code 0)."""
 
 
-def _explain_runner(name: Any) -> Any:
-    if isinstance(name, str) and name.lower() in ("dask", "daskrunner"):
-        raise PydanticCustomError(
-            "refused_runner",
-            "Beam's DaskRunner loses data and still reports DONE, so it is refused; use local",
-        )
+DASK = "Beam's DaskRunner loses data and still reports DONE, so it is refused; use local"
+
+
+def _explain_dask(name: Any) -> Any:
+    if isinstance(name, str) and "dask" in name.lower():
+        raise PydanticCustomError("refused_runner", DASK)
     return name
 
 
 class Runner(Section):
-    name: Annotated[Literal["local"], BeforeValidator(_explain_runner)] = "local"
+    name: Annotated[Literal["local"], BeforeValidator(_explain_dask)] = "local"
     """Where the job runs. `local` is this process, on this machine's devices."""
     workers: Annotated[int, Field(ge=1, le=64)] = 2
     """Shards open at a time. With two, the batch never drains at a shard's end."""
@@ -260,7 +256,7 @@ class Job(Section):
             yield "task is generate, so the section score is not used"
 
     def settings(self) -> dict[str, JsonValue]:
-        """All that bears on results, defaults written out. Paths are not in it: fingerprints and input lists
+        """All that bears on a row's result, defaults written out. Paths are not in it: fingerprints and input lists
         stand for them. Neither are the slots, the limits and the runner, which change how fast and not what.
         """
         prompt = self.prompt.model_dump(mode="json", exclude_none=True) if self.prompt else None
@@ -271,9 +267,7 @@ class Job(Section):
             "prompt": prompt,
             "sampling": self.sampling.settings() if self.task == "generate" else None,
             "score": self.score.model_dump(mode="json") if self.task == "score" and self.score else None,
-            "keep_columns": list(self.output.keep_columns),
             "include_prompt": self.output.include_prompt,
-            "shard_rows": self.output.shard_rows,
             "max_length": self.engine.max_length,
         }
 

@@ -83,9 +83,7 @@ def test_defaults(tmp_path: Path) -> None:
             "logprobs": 0,
         },
         "score": None,
-        "keep_columns": [],
         "include_prompt": True,
-        "shard_rows": 1000,
         "max_length": "auto",
     }
     assert (job.engine.slots, job.runner.name, job.runner.workers) == ("auto", "local", 2)
@@ -117,9 +115,7 @@ def test_settings_hold_nothing_that_leaves_results_alone(tmp_path: Path, overrid
         "sampling.seed=1",
         "sampling.stop=x",
         "engine.max_length=128",
-        "output.keep_columns=[answer]",
         "output.include_prompt=false",
-        "output.shard_rows=10",
         "input.id=id",
     ],
 )
@@ -134,9 +130,7 @@ def test_one_stop_string_is_a_list_of_one(tmp_path: Path) -> None:
 
 def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
-    job = _load(
-        tmp_path, PRINTED, "output.path=../out", "input.path=gs://bucket/*.jsonl", "model.checkpoint=~/tiny"
-    )
+    job = _load(tmp_path, PRINTED, "output.path=../out", "input.path=gs://bucket/*.jsonl", "model.checkpoint=~/tiny")
     assert job.output.path == str(tmp_path.parent / "out")
     assert job.input.path == "gs://bucket/*.jsonl"
     assert job.model.checkpoint == "/home/someone/tiny"
@@ -144,9 +138,7 @@ def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_overrides_set_fields_that_the_file_lacks(tmp_path: Path) -> None:
-    job = _load(
-        tmp_path, SHORTEST, "sampling.temperature=1e-1", "sampling.n=4", "output.keep_columns=[a, no]"
-    )
+    job = _load(tmp_path, SHORTEST, "sampling.temperature=1e-1", "sampling.n=4", "output.keep_columns=[a, no]")
     assert (job.sampling.temperature, job.sampling.n) == (0.1, 4)
     assert job.output.keep_columns == ("a", "no")
 
@@ -201,8 +193,7 @@ zzz: 1
         "  /job.yaml:3: model: should be a mapping; got 3",
         "  /job.yaml:4: input.zzz: is not a field; input has path, format, id, tfds, split, data_dir",
         "  /job.yaml:8: prompt.messages.1.role: is missing: Who speaks.",
-        "  /job.yaml:8: prompt.messages.1.content: is missing: What is said: a Jinja template over the row's"
-        " columns.",
+        "  /job.yaml:8: prompt.messages.1.content: is missing: What is said: a Jinja template over the row's columns.",
         "  /job.yaml:8: prompt.messages.1.rol: is not a field; did you mean role?",
         "  /job.yaml:13: sampling.max_tokens: should be a valid integer; got true",
         "  /job.yaml:12: sampling.stop.0: should be a valid string; got 3",
@@ -214,8 +205,7 @@ zzz: 1
         "  /job.yaml:15: engine.slots: should be 'auto' or a valid integer; got \"some\"",
         "  /job.yaml:15: engine.max_length: should be 'auto' or greater than or equal to 2; got 0",
         "  /job.yaml:16: limits.max_failed_fraction: should be less than or equal to 1; got 7",
-        "  /job.yaml:17: runner.name: Beam's DaskRunner loses data and still reports DONE, so it is refused;"
-        " use local",
+        "  /job.yaml:17: runner.name: Beam's DaskRunner loses data and still reports DONE, so it is refused; use local",
         "  /job.yaml:18: top_p: is not a field here; did you mean sampling.top_p?",
         "  /job.yaml:19: zzz: is not a field; a job has name, task, model, input, prompt, sampling, score,"
         " output, engine, limits, runner",
@@ -250,9 +240,7 @@ zzz: 1
         (["task=score", "output.keep_columns=[logprob]"], "output.keep_columns: 'logprob' is a column"),
     ],
 )
-def test_fields_that_do_not_go_together_are_refused(
-    tmp_path: Path, overrides: list[str], problem: str
-) -> None:
+def test_fields_that_do_not_go_together_are_refused(tmp_path: Path, overrides: list[str], problem: str) -> None:
     assert problem in _problems(tmp_path, SHORTEST, *overrides)
 
 

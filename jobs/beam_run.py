@@ -1,0 +1,114 @@
+"""One run of the Beam pipeline, watched: progress on the screen, Ctrl-C understood, errors without Beam's wrapping.
+
+Beam runs in a thread of its own, so that Ctrl-C reaches the main thread whatever the runner does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from engine.errors import EngineError
+from jobs.progress import Counts, Progress
+from pipeline import activity
+from pipeline.errors import JobError, PenstockError
+from pipeline.graph import build
+from pipeline.inference import ShardJob
+from pipeline.manifest import Manifest
+from pipeline.sources.base import WorkItem
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STOP_SECONDS = 10.0
+"""How long Ctrl-C waits for open shards to let go; a second Ctrl-C does not wait."""
+
+_OURS = re.compile(r"^(?:pipeline|engine)\.[\w.]+: (.+)$", re.MULTILINE)  # the last line of a traceback of ours
+_WHILE_RUNNING = re.compile(r" \[while running '.*'\]")
+
+
+class RunFailed(PenstockError):
+    """A shard failed for a reason that is no row's fault, more often than the runner repeats it."""
+
+
+def compute(
+    manifest: Manifest,
+    todo: Sequence[WorkItem],
+    work: ShardJob,
+    options: PipelineOptions,
+    console: Console | None,
+) -> None:
+    """Runs the shards in `todo`; returns when the job is declared finished."""
+    activity.reset()
+    try:
+        pipeline = beam.Pipeline(options=options)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise JobError(f"--runner: {error}") from error
+    build(pipeline, todo, work)
+    with _shown(manifest, todo, console):
+        _run_in_thread(pipeline)
+
+
+def _run_in_thread(pipeline: beam.Pipeline) -> None:
+    finished: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            pipeline.run().wait_until_finish()
+            finished.set_result(None)
+        except BaseException as error:
+            finished.set_exception(error)
+
+    threading.Thread(target=run, name="beam", daemon=True).start()
+    try:
+        finished.result()
+    except KeyboardInterrupt:
+        activity.cancel()
+        wait([finished], timeout=STOP_SECONDS)
+        raise
+    except Exception as error:
+        raise RunFailed(f"{_reason(error)}\nfinished shards stay; the same command goes on with the others") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What our own code said, out of the tracebacks in text that runners hand over."""
+    text = _WHILE_RUNNING.sub("", str(error)).strip()
+    if isinstance(error, PenstockError | EngineError):
+        return text
+    said = _OURS.findall(text)
+    return said[-1] if said else f"a shard failed: {text.splitlines()[-1]}; -v shows where"
+
+
+def _shown(
+    manifest: Manifest, todo: Sequence[WorkItem], console: Console | None
+) -> contextlib.AbstractContextManager[object]:
+    if console is None:
+        return contextlib.nullcontext()
+    total = manifest.plan.rows_total
+    return Progress(manifest.plan.name, total, _counter(manifest, total - sum(item.rows for item in todo)), console)
+
+
+def _counter(manifest: Manifest, done_before: int) -> Callable[[], Counts]:
+    """Counts rows as they get ready in this process; if they do in others, shards as they get done."""
+    failed_before = sum(entry.failed for entry in manifest.entries())
+
+    def count() -> Counts:
+        live = activity.live()
+        if live["records_done"]:
+            tokens = live["generated_tokens"] + live["scored_tokens"]
+            return Counts(done_before + live["records_done"], failed_before + live["records_failed"], tokens)
+        entries = manifest.entries()
+        return Counts(
+            done=sum(entry.ok + entry.failed for entry in entries),
+            failed=sum(entry.failed for entry in entries),
+            tokens=sum(entry.completion_tokens + entry.scored_tokens for entry in entries),
+        )
+
+    return count

@@ -1,0 +1,229 @@
+"""The `penstock` command: run, validate, status, show, schema.
+
+It parses the command line, sets up logging, and says what went wrong in one sentence. What a command needs is imported
+when it runs, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import io
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+from engine.errors import EngineError
+from pipeline.errors import PenstockError
+
+DONE, TOO_MANY_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+PLAIN_WIDTH = 160  # characters of a table that goes to a file or a pipe
+
+_ABOUT = """\
+Batch offline inference for large language models: a dataset in, generations or scores out, as Parquet.
+"""
+
+_EXIT_CODES = """\
+exit codes:
+  0    done
+  1    finished, but a larger share of rows failed than limits.max_failed_fraction allows
+  2    the command, the job, the model, the input or the output cannot be used, or the run broke off
+  130  interrupted by Ctrl-C
+Finished shards are never lost: after 2 and 130 the same command goes on where it stopped.
+"""
+
+_RUN = """\
+Run a job: every row of the input goes through the model, and the results into Parquet files. Run again, it does only
+what is missing; when nothing is, it changes no file.
+
+examples:
+  penstock run job.yaml
+  penstock run job.yaml --set sampling.max_tokens=32 --set output.path=./short
+  penstock run job.yaml --runner BundleBasedDirectRunner      (flags that are not listed here go to Beam)
+"""
+
+_VALIDATE = """\
+Look at a job before it runs: render its first prompts, count their tokens, and name the rows that would fail. Writes
+nothing and needs no accelerator. The exit code is 1 when more of the rows looked at would fail than
+limits.max_failed_fraction allows.
+
+example:
+  penstock validate job.yaml --rows 5000
+"""
+
+_STATUS = """\
+Say what is done and what is left of a job, from its output alone.
+
+example:
+  penstock status ./out
+"""
+
+_SHOW = """\
+Show results as a table.
+
+examples:
+  penstock show ./out
+  penstock show ./out --failed --limit 50
+  penstock show ./out --columns record_id,text,cumulative_logprob
+"""
+
+_SCHEMA = """\
+Print the JSON schema of a job file. Editors complete and check a job that names it in its first line.
+
+example:
+  penstock schema > job.schema.json
+  # yaml-language-server: $schema=./job.schema.json
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    options, flags = parser.parse_known_args(arguments)
+    if flags and options.handle is not _run:
+        parser.error(f"unknown: {' '.join(flags)}; see penstock {options.command} --help")
+    options.flags, options.line = flags, shlex.join(["penstock", *arguments])
+    _set_up_logging(options.verbose)
+    try:
+        return options.handle(options)
+    except (PenstockError, EngineError) as error:
+        logging.getLogger(__name__).info("where it went wrong", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever reads our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+
+
+def _run(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from jobs.job_file import load
+    from jobs.launch import outcome_lines, run
+
+    job = load(options.job, options.set)
+    for note in job.notes():
+        print(f"note: {note}", file=sys.stderr)
+    console = Console(file=sys.stderr, force_terminal=False if options.verbose else None)
+    quiet = contextlib.nullcontext() if options.verbose else contextlib.redirect_stderr(io.StringIO())
+    try:
+        with quiet:  # Beam's workers print the traceback of every failure, besides raising it
+            outcome = run(job, options.flags, console)
+    except KeyboardInterrupt:
+        print(f"interrupted; finished shards stay. To go on:\n  {options.line}", file=sys.stderr)
+        return INTERRUPTED
+    _print_lines(outcome_lines(outcome))
+    return TOO_MANY_FAILED if outcome.is_over_limit else DONE
+
+
+def _validate(options: argparse.Namespace) -> int:
+    from jobs.job_file import load
+    from jobs.validate import finding_lines, validate
+
+    job = load(options.job, options.set)
+    findings = validate(job, rows=options.rows, shown=options.show)
+    _print_lines([*finding_lines(findings), *(("note", note) for note in job.notes())])
+    return TOO_MANY_FAILED if findings.is_over_limit else DONE
+
+
+def _status(options: argparse.Namespace) -> int:
+    from jobs.status import read_status, status_lines
+
+    _print_lines(status_lines(read_status(options.output)))
+    return DONE
+
+
+def _show(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from jobs.show import show
+
+    columns = options.columns.split(",") if options.columns else ()
+    table = show(options.output, limit=options.limit, columns=columns, failed=options.failed)
+    Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
+    return DONE
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from jobs.reference import job_reference, job_schema
+
+    print(job_reference() if options.markdown else json.dumps(job_schema(), indent=2) + "\n", end="")
+    return DONE
+
+
+def _print_lines(lines: Iterable[tuple[str, str]]) -> None:
+    for label, text in lines:
+        print(f"{label:<9}{text}".rstrip())
+
+
+def _set_up_logging(verbose: bool) -> None:
+    """Quiet: our own warnings, and the errors of others. Verbose: what everybody has to say."""
+    logging.basicConfig(format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger().setLevel(logging.INFO if verbose else logging.ERROR)
+    for room in ("engine", "pipeline", "jobs"):
+        logging.getLogger(room).setLevel(logging.INFO if verbose else logging.WARNING)
+    # Beam logs the traceback of every failed attempt, and raises the last one, which is reported.
+    logging.getLogger("apache_beam").setLevel(logging.INFO if verbose else logging.CRITICAL)
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = {
+        "epilog": _EXIT_CODES,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+        "allow_abbrev": False,
+    }
+    parser = argparse.ArgumentParser(prog="penstock", description=_ABOUT, **shared)
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("penstock"))
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+
+    def command(
+        handle: Callable[[argparse.Namespace], int], name: str, summary: str, text: str
+    ) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=text, **shared)
+        added.add_argument("-v", "--verbose", action="store_true", help="log what happens, and show tracebacks")
+        added.set_defaults(handle=handle)
+        return added
+
+    run = command(_run, "run", "run a job, or what is missing of it", _RUN)
+    validate = command(_validate, "validate", "look at a job before it runs", _VALIDATE)
+    for parser_of_job in (run, validate):
+        parser_of_job.add_argument("job", metavar="JOB.yaml", help="the job file; docs/job-reference.md describes it")
+        parser_of_job.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="replace a field: a dotted key and a YAML value; may be repeated",
+        )
+    validate.add_argument("--rows", type=_count, default=1000, help="how many rows to look at (default: 1000)")
+    validate.add_argument("--show", type=_count, default=3, help="how many prompts to show (default: 3)")
+
+    status = command(_status, "status", "how far a job is", _STATUS)
+    show = command(_show, "show", "results as a table", _SHOW)
+    for parser_of_output in (status, show):
+        parser_of_output.add_argument("output", metavar="OUT", help="the job's output.path")
+    show.add_argument("--limit", type=_count, default=10, help="how many rows (default: 10)")
+    show.add_argument("--columns", metavar="A,B", help="which columns (default: the ones to read first)")
+    show.add_argument("--failed", action="store_true", help="only rows that failed")
+
+    schema = command(_schema, "schema", "JSON schema of a job file, for editors", _SCHEMA)
+    schema.add_argument("--markdown", action="store_true", help="the reference page instead")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""From a job to its finished output: check everything that can be checked, plan, run what is missing, sum up.
+
+Whatever can be wrong with a job is found before the plan is stored: the plan binds the output to the job, so a mistake
+found later would cost the user the output path as well. A finished job needs neither Beam nor the engine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.compilation.preflight import CheckpointFacts, preflight
+from jobs.job_file import store
+from jobs.spec import Job
+from jobs.wording import duration, failed_words, token_words
+from pipeline import storage
+from pipeline.errors import JobError, PromptError
+from pipeline.generation import Generate
+from pipeline.manifest import Manifest
+from pipeline.records import default_record_id
+from pipeline.scoring import Score
+from pipeline.sources import Row, Source, open_source, read_rows
+from pipeline.sources.base import WorkItem
+from pipeline.tokenizer import Tokenizer
+from pipeline.workplan import plan_job
+from schemas.manifest import PLAN_NAME, SUCCESS_NAME, Plan, Summary
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PEEKED_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a job is made of, each found to be usable."""
+
+    job: Job
+    model: CheckpointFacts
+    source: Source
+    tokenizer: Tokenizer
+    task: Generate | Score
+    """Makes requests of rows; constructing it has compiled every template."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a prompt and its completion; memory may allow less."""
+        asked = self.job.engine.max_length
+        return self.model.context_tokens if asked == "auto" else asked
+
+    def first_rows(self, count: int) -> Iterator[tuple[str, Row]]:
+        """The first rows of the input, read as the job will read them, each with its name."""
+        items = self.source.work_items(self.job.output.shard_rows)
+        rows = ((default_record_id(item.source_file, row.row), row) for item in items for row in read_rows(item))
+        return itertools.islice(rows, count)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished job. `seconds` and `records_now` are of this run alone; the summary is of all of them."""
+
+    job: Job
+    summary: Summary
+    records_now: int
+    seconds: float
+
+    @property
+    def is_over_limit(self) -> bool:
+        return self.summary.failed_fraction > self.job.limits.max_failed_fraction
+
+
+def outcome_lines(outcome: Outcome) -> Iterator[tuple[str, str]]:
+    """What `penstock run` prints at the end: a label and its text."""
+    summary, limit = outcome.summary, outcome.job.limits.max_failed_fraction
+    yield "job", f"{summary.name} ({summary.task}), finished"
+    yield "rows", f"{summary.ok + summary.failed:,} done: {summary.ok:,} ok, {failed_words(summary)}"
+    yield from (("", f"{count:,} {reason}") for reason, count in summary.failed_reasons.items())
+    yield "tokens", token_words(summary)
+    if outcome.records_now:
+        yield "this run", f"{outcome.records_now:,} rows in {duration(outcome.seconds)}"
+    else:
+        yield "this run", "nothing to do: every shard was there"
+    yield "output", outcome.job.output.path
+    if outcome.is_over_limit:
+        yield "limit", f"{summary.failed_fraction:.2%} failed, limits.max_failed_fraction is {limit:.2%}"
+
+
+def open_parts(job: Job) -> Parts:
+    """Reads the checkpoint's config and headers, the tokenizer and the list of input files; no device is touched."""
+    model = preflight(job.model.checkpoint, storage.open_input)
+    tokenizer = Tokenizer.load(job.model.checkpoint)
+    task = (Generate if job.task == "generate" else Score)(job.settings(), tokenizer)
+    source = open_source(
+        path=job.input.path,
+        format=job.input.format,
+        tfds=job.input.tfds,
+        split=job.input.split,
+        data_dir=job.input.data_dir,
+    )
+    parts = Parts(job, model, source, tokenizer, task)
+    _refuse_impossible(parts)
+    return parts
+
+
+def run(
+    job: Job, flags: Sequence[str] = (), console: Console | None = None, *, engine_factory: str | None = None
+) -> Outcome:
+    """Runs what is missing of a job and returns when it is finished.
+
+    `flags` go to Beam. Progress is shown on `console`, if there is one. `engine_factory` ("module:callable") stands in
+    for `Engine.load`, for tests and benchmarks.
+    """
+    started = time.monotonic()
+    parts = open_parts(job)
+    output = job.output.path
+    if not storage.exists(storage.join(output, PLAN_NAME)):
+        refuse_missing_columns(parts)
+    if not storage.exists(storage.join(output, SUCCESS_NAME)):
+        storage.check_writable(output)
+    plan = _plan(parts)
+    manifest = Manifest(output, plan)
+    todo = manifest.todo()
+    if todo:
+        store(job, output)
+        _compute(job, manifest, todo, flags, console, engine_factory)
+    summary = manifest.finalise()
+    return Outcome(job, summary, sum(item.rows for item in todo), time.monotonic() - started)
+
+
+def refuse_missing_columns(parts: Parts) -> None:
+    """A template that names a column no row has is a mistake in the job, not in every row."""
+    rows = [row.values for _, row in parts.first_rows(PEEKED_ROWS) if row.values is not None]
+    absent = {column for column in parts.task.columns if not any(column in row for row in rows)}
+    if rows and absent and not any(_prepares(parts, row) for row in rows):
+        raise JobError(
+            f"prompt: no row has a column {', '.join(sorted(absent))}; "
+            f"the rows have {', '.join(sorted(set().union(*rows)))}"
+        )
+
+
+def _prepares(parts: Parts, row: Mapping[str, Any]) -> bool:
+    try:
+        parts.task.prepare(row)
+    except PromptError:
+        return False
+    return True
+
+
+def _refuse_impossible(parts: Parts) -> None:
+    """What the job asks of this checkpoint and the checkpoint does not have."""
+    job, model = parts.job, parts.model
+    if parts.max_length > model.context_tokens:
+        raise JobError(f"engine.max_length: {parts.max_length}, the model's context is {model.context_tokens} tokens")
+    for token in job.sampling.stop_token_ids:
+        if token >= model.vocab_size:
+            raise JobError(f"sampling.stop_token_ids: {token}, the model's vocabulary is 0 to {model.vocab_size - 1}")
+
+
+def _plan(parts: Parts) -> Plan:
+    job = parts.job
+    return plan_job(
+        job.output.path,
+        parts.source,
+        name=job.name,
+        task=job.task,
+        settings=job.settings(),
+        model_fingerprint=parts.model.fingerprint,
+        tokenizer_fingerprint=parts.tokenizer.fingerprint,
+        keep_columns=job.output.keep_columns,
+        shard_rows=job.output.shard_rows,
+    )
+
+
+def _compute(
+    job: Job,
+    manifest: Manifest,
+    todo: Sequence[WorkItem],
+    flags: Sequence[str],
+    console: Console | None,
+    engine_factory: str | None,
+) -> None:
+    from jobs.beam_run import compute  # imports Beam, which takes seconds
+    from jobs.runners import pipeline_options
+    from pipeline.inference import ShardJob
+
+    work = ShardJob.of(
+        job.output.path,
+        manifest.plan,
+        job.model.checkpoint,
+        slots=None if job.engine.slots == "auto" else job.engine.slots,
+        engine_factory=engine_factory,
+    )
+    compute(manifest, todo, work, pipeline_options(job.runner, flags), console)

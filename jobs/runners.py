@@ -1,0 +1,57 @@
+"""Where a pipeline runs: the job's runner as Beam options, with the user's own Beam flags on top.
+
+`local` is Beam's FnApiRunner, in this process, with threads: one for every shard that is open. It is named in full,
+because Beam's DirectRunner first tries to download another runner.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import shlex
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jobs.spec import DASK, Runner
+from pipeline.errors import JobError
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+OWN_FLAGS = ("--set", "--verbose")
+"""Flags of `penstock run` itself; everything else is Beam's."""
+
+_LOCAL = (
+    "--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",
+    "--direct_running_mode=multi_threading",
+)
+
+
+def pipeline_options(runner: Runner, flags: Sequence[str]) -> PipelineOptions:
+    """What Beam is told: where the job and `flags` differ, the flags win; one that Beam does not know is an error."""
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+    _refuse_unknown(flags)
+    options = PipelineOptions([*_LOCAL, f"--direct_num_workers={runner.workers}", *flags])
+    if "dask" in (options.view_as(StandardOptions).runner or "").lower():
+        raise JobError(f"--runner: {DASK}")
+    return options
+
+
+def _refuse_unknown(flags: Sequence[str]) -> None:
+    """Beam by itself discards what it does not know."""
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    parsers: list[argparse.ArgumentParser] = []
+    known = PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)  # hands out its parser
+    parsers[0].exit_on_error = False
+    try:
+        unknown = parsers[0].parse_known_args(list(flags))[1]
+    except argparse.ArgumentError as error:
+        raise JobError(f"Beam refuses {shlex.join(flags)}: {error}") from error
+    if unknown:
+        close = difflib.get_close_matches(
+            unknown[0].partition("=")[0], [*OWN_FLAGS, *(f"--{name}" for name in known)], n=1
+        )
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise JobError(f"{unknown[0]} is known neither to penstock run nor to Beam{hint}")

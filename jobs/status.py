@@ -1,0 +1,92 @@
+"""How far a job is, from its output alone: what is done, what failed and why, how fast it went, what is left."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jobs.job_file import STORED_NAME
+from jobs.wording import duration, failed_words, rate_words, token_words
+from pipeline.manifest import Manifest, summarise
+from pipeline.storage import exists, join
+from pipeline.workplan import read_plan
+from schemas.manifest import SUCCESS_NAME, Plan, ShardEntry, Summary
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of an output. Records are input rows; a record with several samples has several output rows."""
+
+    output: str
+    plan: Plan
+    done: Summary
+    busy_seconds: float
+    """Time in which at least one shard was being computed: pauses between runs do not count."""
+    is_finished: bool
+
+    @property
+    def records_done(self) -> int:
+        return self.done.ok + self.done.failed
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the rate so far; None before there is one."""
+        if not (self.records_done and self.busy_seconds):
+            return None
+        return (self.plan.rows_total - self.records_done) * self.busy_seconds / self.records_done
+
+
+def read_status(output: str) -> Status:
+    """The state of the job at `output`; nothing is written."""
+    plan = read_plan(output)
+    entries = Manifest(output, plan).entries()
+    return Status(
+        output=output,
+        plan=plan,
+        done=summarise(plan, entries),
+        busy_seconds=busy_seconds(entries),
+        is_finished=exists(join(output, SUCCESS_NAME)),
+    )
+
+
+def busy_seconds(entries: Sequence[ShardEntry]) -> float:
+    """The length of the union of the times at which shards were being computed; they overlap."""
+    spans = sorted((datetime.datetime.fromisoformat(e.started_at).timestamp(), e.seconds) for e in entries)
+    total, busy_until = 0.0, float("-inf")
+    for start, seconds in spans:
+        end = start + seconds
+        total += max(0.0, end - max(start, busy_until))
+        busy_until = max(busy_until, end)
+    return total
+
+
+def status_lines(status: Status) -> list[tuple[str, str]]:
+    """What `penstock status` prints: a label and its text."""
+    plan, done = status.plan, status.done
+    lines = [
+        ("job", f"{plan.name} ({plan.task}), {'finished' if status.is_finished else 'not finished'}"),
+        ("output", status.output),
+        ("shards", f"{done.shards:,} of {len(plan.shards):,} done"),
+        ("rows", f"{status.records_done:,} of {plan.rows_total:,} done: {done.ok:,} ok, {failed_words(done)}"),
+        *(("", f"{count:,} {reason}") for reason, count in done.failed_reasons.items()),
+        ("tokens", token_words(done)),
+    ]
+    if status.busy_seconds:
+        lines.append(("rate", f"{rate_words(done, status.busy_seconds)} over {duration(status.busy_seconds)}"))
+    if not status.is_finished:
+        lines += _what_is_left(status)
+    return lines
+
+
+def _what_is_left(status: Status) -> list[tuple[str, str]]:
+    shards, rows = len(status.plan.shards) - status.done.shards, status.plan.rows_total - status.records_done
+    time = f", about {duration(status.seconds_left)} at this rate" if shards and status.seconds_left else ""
+    left = f"{shards:,} shards, {rows:,} rows{time}" if shards else "to declare the job finished"
+    return [("left", left), ("resume", _resume(status))]
+
+
+def _resume(status: Status) -> str:
+    stored = join(status.output, STORED_NAME)
+    return f"penstock run {shlex.quote(stored)}" if exists(stored) else "run the same job again"

@@ -1,0 +1,14 @@
+"""`penstock` in a process of its own, with a fake engine: `python -m tests.jobs.fake_command ENGINE run ...`."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+from jobs import cli, launch
+
+if __name__ == "__main__":
+    launch.run = functools.partial(launch.run, engine_factory=f"tests.fake_engine:{sys.argv[1]}")
+    code = cli.main(sys.argv[2:])
+    print("imported:", *({"apache_beam", "jax"} & sys.modules.keys()), file=sys.stderr)
+    sys.exit(code)

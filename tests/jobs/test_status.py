@@ -1,0 +1,103 @@
+"""The state of a job, read from its output alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from jobs.job_file import STORED_NAME
+from jobs.status import busy_seconds, read_status, status_lines
+from pipeline.errors import OutputError
+from pipeline.sink import write_shard
+from pipeline.workplan import PlanFacts
+from schemas.manifest import ShardEntry
+from tests.pipeline.example_output import contents, plan_example, result_rows, run_example
+
+ENTRY = ShardEntry(
+    shard=0, file="part", rows=1, ok=1, failed=0, failed_reasons={}, prompt_tokens=0, completion_tokens=0,
+    scored_tokens=0, started_at="2026-01-31T12:00:00.000+00:00", seconds=10.0, job_fingerprint="job", engine={},
+)  # fmt: skip
+
+
+def _at(minute: int, second: int, seconds: float) -> ShardEntry:
+    started_at = f"2026-01-31T12:{minute:02}:{second:02}.000+00:00"
+    return dataclasses.replace(ENTRY, started_at=started_at, seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("entries", "seconds"),
+    [
+        ([], 0),
+        ([_at(0, 0, 10)], 10),
+        ([_at(0, 0, 10), _at(0, 5, 10)], 15),
+        ([_at(0, 0, 30), _at(0, 5, 10)], 30),
+        ([_at(5, 0, 10), _at(0, 0, 10)], 20),
+    ],
+    ids=["none", "one", "overlapping", "nested", "pause"],
+)
+def test_pauses_do_not_count_and_overlaps_count_once(entries: list[ShardEntry], seconds: float) -> None:
+    assert busy_seconds(entries) == pytest.approx(seconds)
+
+
+def _run_some(tmp_path: Path, output: str, shards: int, **changes: object) -> None:
+    plan = plan_example(tmp_path, output)
+    facts = PlanFacts.of(plan)
+    from pipeline.workplan import work_items
+
+    for item in work_items(plan)[:shards]:
+        write_shard(output, facts, item, result_rows(item, facts, **changes))
+
+
+def test_an_unfinished_job(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    _run_some(tmp_path, output, 2, failed=frozenset({3, 14}))
+    (tmp_path / "out" / STORED_NAME).write_text("{}")
+    before = contents(tmp_path / "out")
+    status = read_status(output)
+    assert contents(tmp_path / "out") == before
+    assert (status.records_done, status.done.failed, status.is_finished) == (20, 2, False)
+    lines = status_lines(dataclasses.replace(status, busy_seconds=10.0))
+    assert lines == [
+        ("job", "example (generate), not finished"),
+        ("output", output),
+        ("shards", "2 of 3 done"),
+        ("rows", "20 of 25 done: 18 ok, 2 failed (10.00%)"),
+        ("", "2 prompt"),
+        ("tokens", "60 of prompts, 36 generated"),
+        ("rate", "2.0 rows and 4 tokens per second over 10 s"),
+        ("left", "1 shards, 5 rows, about 2.5 s at this rate"),
+        ("resume", f"penstock run {output}/{STORED_NAME}"),
+    ]
+
+
+def test_a_planned_job_has_no_rate_yet(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    plan_example(tmp_path, output)
+    lines = dict(status_lines(read_status(output)))
+    assert lines["shards"] == "0 of 3 done"
+    assert lines["rows"] == "0 of 25 done: 0 ok, none failed"
+    assert lines["left"] == "3 shards, 25 rows"
+    assert lines["resume"] == "run the same job again"
+    assert "rate" not in lines
+
+
+def test_a_job_with_every_shard_is_declared_finished_by_one_more_run(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    run_example(output, plan_example(tmp_path, output))
+    assert dict(status_lines(read_status(output)))["left"] == "to declare the job finished"
+
+
+def test_a_finished_job(tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    run_example(output, plan_example(tmp_path, output), samples=2).finalise()
+    lines = dict(status_lines(read_status(output)))
+    assert lines["job"] == "example (generate), finished"
+    assert lines["rows"] == "25 of 25 done: 25 ok, none failed"
+    assert not {"left", "resume"} & lines.keys()
+
+
+def test_what_is_no_output_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is not the output of a job"):
+        read_status(str(tmp_path))
