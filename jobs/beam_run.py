@@ -6,6 +6,7 @@ Beam runs in a thread of its own, so that Ctrl-C reaches the main thread whateve
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import threading
 from collections.abc import Callable, Sequence
@@ -27,10 +28,12 @@ from pipeline.sources.base import WorkItem
 if TYPE_CHECKING:
     from rich.console import Console
 
+logger = logging.getLogger(__name__)
+
 STOP_SECONDS = 10.0
 """How long Ctrl-C waits for open shards to let go; a second Ctrl-C does not wait."""
 
-_OURS = re.compile(r"^(?:pipeline|engine)\.[\w.]+: (.+)$", re.MULTILINE)  # the last line of a traceback of ours
+_OURS = re.compile(r"(?:pipeline|engine)\.[\w.]+: (.+)")  # the last line of a traceback of ours
 _WHILE_RUNNING = re.compile(r" \[while running '.*'\]")
 
 
@@ -70,20 +73,22 @@ def _run_in_thread(pipeline: beam.Pipeline) -> None:
     try:
         finished.result()
     except KeyboardInterrupt:
+        logger.warning("stopping; a second Ctrl-C does not wait for open shards")
         activity.cancel()
         wait([finished], timeout=STOP_SECONDS)
         raise
     except Exception as error:
-        raise RunFailed(f"{_reason(error)}\nfinished shards stay; the same command goes on with the others") from error
+        raise RunFailed(f"{reason(error)}\nfinished shards stay; the same command goes on with the others") from error
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """What our own code said, out of the tracebacks in text that runners hand over."""
     text = _WHILE_RUNNING.sub("", str(error)).strip()
     if isinstance(error, PenstockError | EngineError):
         return text
-    said = _OURS.findall(text)
-    return said[-1] if said else f"a shard failed: {text.splitlines()[-1]}; -v shows where"
+    last = text.splitlines()[-1] if text else type(error).__name__
+    ours = _OURS.match(last)
+    return ours[1] if ours else f"a shard failed: {last}; -v shows where"
 
 
 def _shown(
@@ -92,10 +97,10 @@ def _shown(
     if console is None:
         return contextlib.nullcontext()
     total = manifest.plan.rows_total
-    return Progress(manifest.plan.name, total, _counter(manifest, total - sum(item.rows for item in todo)), console)
+    return Progress(manifest.plan.name, total, counter(manifest, total - sum(item.rows for item in todo)), console)
 
 
-def _counter(manifest: Manifest, done_before: int) -> Callable[[], Counts]:
+def counter(manifest: Manifest, done_before: int) -> Callable[[], Counts]:
     """Counts rows as they get ready in this process; if they do in others, shards as they get done."""
     failed_before = sum(entry.failed for entry in manifest.entries())
 

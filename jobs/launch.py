@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from engine.compilation.preflight import CheckpointFacts, preflight
 from jobs.job_file import store
 from jobs.spec import Job
-from jobs.wording import duration, failed_words, token_words
+from jobs.wording import duration, failed_words, rate_words, token_words
 from pipeline import storage
 from pipeline.errors import JobError, PromptError
 from pipeline.generation import Generate
-from pipeline.manifest import Manifest
+from pipeline.manifest import Manifest, summarise
 from pipeline.records import default_record_id
 from pipeline.scoring import Score
 from pipeline.sources import Row, Source, open_source, read_rows
@@ -60,11 +60,11 @@ class Parts:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished job. `seconds` and `records_now` are of this run alone; the summary is of all of them."""
+    """A finished job: the sum of all runs, and of this one, which took `seconds` with loading and compiling."""
 
     job: Job
     summary: Summary
-    records_now: int
+    this_run: Summary
     seconds: float
 
     @property
@@ -79,8 +79,9 @@ def outcome_lines(outcome: Outcome) -> Iterator[tuple[str, str]]:
     yield "rows", f"{summary.ok + summary.failed:,} done: {summary.ok:,} ok, {failed_words(summary)}"
     yield from (("", f"{count:,} {reason}") for reason, count in summary.failed_reasons.items())
     yield "tokens", token_words(summary)
-    if outcome.records_now:
-        yield "this run", f"{outcome.records_now:,} rows in {duration(outcome.seconds)}"
+    if outcome.this_run.shards:
+        rates = rate_words(outcome.this_run, outcome.seconds)
+        yield "this run", f"{duration(outcome.seconds)}, loading and compiling included: {rates}"
     else:
         yield "this run", "nothing to do: every shard was there"
     yield "output", outcome.job.output.path
@@ -127,7 +128,9 @@ def run(
         store(job, output)
         _compute(job, manifest, todo, flags, console, engine_factory)
     summary = manifest.finalise()
-    return Outcome(job, summary, sum(item.rows for item in todo), time.monotonic() - started)
+    computed = {item.shard for item in todo}
+    this_run = summarise(plan, [entry for entry in manifest.entries() if entry.shard in computed])
+    return Outcome(job, summary, this_run, time.monotonic() - started)
 
 
 def refuse_missing_columns(parts: Parts) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.job_file import STORED_NAME
-from jobs.wording import duration, failed_words, rate_words, token_words
+from jobs.wording import count_words, duration, failed_words, rate_words, token_words
 from pipeline.manifest import Manifest, summarise
 from pipeline.storage import exists, join
 from pipeline.workplan import read_plan
@@ -83,7 +83,9 @@ def status_lines(status: Status) -> list[tuple[str, str]]:
 def _what_is_left(status: Status) -> list[tuple[str, str]]:
     shards, rows = len(status.plan.shards) - status.done.shards, status.plan.rows_total - status.records_done
     time = f", about {duration(status.seconds_left)} at this rate" if shards and status.seconds_left else ""
-    left = f"{shards:,} shards, {rows:,} rows{time}" if shards else "to declare the job finished"
+    left = (
+        f"{count_words(shards, 'shard')}, {count_words(rows, 'row')}{time}" if shards else "to declare the job finished"
+    )
     return [("left", left), ("resume", _resume(status))]
 
 

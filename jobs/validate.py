@@ -11,7 +11,7 @@ from typing import Any
 
 from jobs.launch import Parts, open_parts, refuse_missing_columns
 from jobs.spec import Job
-from jobs.wording import printable
+from jobs.wording import count_words, printable
 from pipeline.errors import PromptError
 from pipeline.sources import Row
 
@@ -90,9 +90,9 @@ def finding_lines(findings: Findings) -> Iterator[tuple[str, str]]:
         ),
     )
     files = parts.source.files()
-    yield "input", f"{len(files):,} files, {sum(file.size_bytes for file in files):,} bytes"
+    yield "input", f"{count_words(len(files), 'file')}, {sum(file.size_bytes for file in files):,} bytes"
     for name, text, token_count in findings.prompts:
-        yield "prompt", f"{name}, {token_count:,} tokens:"
+        yield "prompt", f"{name}, {count_words(token_count, 'token')}:"
         cut = text[:PROMPT_CHARS_SHOWN] + ("…" if len(text) > PROMPT_CHARS_SHOWN else "")
         yield from (("", f"| {line}") for line in printable(cut).split("\n"))
     yield "rows", f"the first {findings.rows:,} were looked at, {len(findings.problems):,} of them would fail"
@@ -105,7 +105,7 @@ def finding_lines(findings: Findings) -> Iterator[tuple[str, str]]:
             ),
         )
     if findings.cut_rows:
-        yield "cut", f"{findings.cut_rows:,} rows leave less than sampling.max_tokens of the context"
+        yield "cut", f"{count_words(findings.cut_rows, 'row')} with less than sampling.max_tokens left in the context"
     for name, reason in findings.problems[:PROBLEMS_LISTED]:
         yield "bad row", f"{name}: {printable(reason)}"
     if len(findings.problems) > PROBLEMS_LISTED:

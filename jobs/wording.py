@@ -5,6 +5,11 @@ from __future__ import annotations
 from schemas.manifest import Summary
 
 
+def count_words(count: int, what: str) -> str:
+    """`1 shard`, `2 shards`."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def failed_words(done: Summary) -> str:
     return f"{done.failed:,} failed ({done.failed_fraction:.2%})" if done.failed else "none failed"
 

@@ -29,6 +29,7 @@ limits: {{max_failed_fraction: 0.05}}
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("checkpoint")
     write_tiny_checkpoint(directory, vocab_size=512, max_position_embeddings=256)
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
     return save_byte_level(directory)
 
 

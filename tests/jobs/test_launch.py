@@ -42,7 +42,7 @@ def _rows(output: Path) -> list[dict]:
 def test_a_job_runs_and_sums_up(write_job: Callable[..., str], tmp_path: Path) -> None:
     outcome = launch.run(load(write_job()), engine_factory=FACTORY)
     assert (outcome.summary.ok, outcome.summary.failed, outcome.summary.shards) == (98, 2, 5)
-    assert outcome.records_now == 100
+    assert outcome.this_run == outcome.summary
     assert not outcome.is_over_limit
     rows = _rows(tmp_path / "out")
     assert len(rows) == 100
@@ -86,7 +86,7 @@ def test_an_interrupted_job_says_how_to_go_on_and_goes_on(write_job: Callable[..
 
     outcome = launch.run(load(str(tmp_path / "out" / "_job.json")), engine_factory=FACTORY)
     assert (outcome.summary.ok, outcome.summary.failed) == (whole.summary.ok, whole.summary.failed)
-    assert outcome.records_now == 200 - 5 * len(done)
+    assert outcome.this_run.shards == 40 - len(done)
     assert done.items() <= contents(tmp_path / "out").items()
     assert _rows(tmp_path / "out") == _rows(tmp_path / "whole")
 

@@ -67,7 +67,7 @@ def test_an_unfinished_job(tmp_path: Path) -> None:
         ("", "2 prompt"),
         ("tokens", "60 of prompts, 36 generated"),
         ("rate", "2.0 rows and 4 tokens per second over 10 s"),
-        ("left", "1 shards, 5 rows, about 2.5 s at this rate"),
+        ("left", "1 shard, 5 rows, about 2.5 s at this rate"),
         ("resume", f"penstock run {output}/{STORED_NAME}"),
     ]
 
