@@ -38,7 +38,7 @@ test: $(VENV)/.installed-$(EXTRAS)
 lint: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python -m bench.throughput

@@ -26,15 +26,14 @@ from engine.model.config import ModelConfig
 from engine.model.params import Params, leaves
 from engine.runtime.batcher import Batcher, Group, PrefillRow, Sample, Scoring
 from engine.runtime.request import (
-    MAX_STOP_TOKEN_IDS,
     GenerateRequest,
     Generation,
     Request,
     Score,
     ScoreRequest,
 )
-from engine.steps.decode import LENGTH, RUNNING, STOP_TOKEN, Generated, Slots
-from engine.steps.sampling import SamplingRules
+from engine.runtime.slot_table import SlotTable
+from engine.steps.decode import LENGTH, RUNNING, STOP_TOKEN, Generated
 from engine.weights.load import load_params
 
 logger = logging.getLogger(__name__)
@@ -58,8 +57,7 @@ class Engine:
         self._programs = Programs(params, config, options, eos_tokens)
         self._dtype = jnp.dtype(params["embedding"].dtype)
         self._batcher = Batcher(options)
-        self._table = np.full((options.slot_rows, options.blocks_per_slot), NULL_PAGE, np.int32)
-        self._slots = _empty_slots(options.slot_rows)
+        self._slots = SlotTable(options, config.vocab)
         self._counters = dict.fromkeys(_COUNTERS, 0) | {"device_seconds": 0.0}
         self._arrived: list[Group | Scoring] = []
         self._wake = threading.Condition()
@@ -136,7 +134,7 @@ class Engine:
             if room < 1:
                 raise RequestError(
                     f"the prompt has {len(request.prompt)} tokens; the engine holds {self.options.max_length} of "
-                    f"prompt and answer together, so at most {self.options.max_length - 1} of prompt (engine.max_length, "
+                    f"prompt and answer together, at most {self.options.max_length - 1} of prompt (engine.max_length, "
                     "the model's context, or cache memory)"
                 )
             item = Group(request, min(request.sampling.max_tokens, room), future)
@@ -236,7 +234,9 @@ class Engine:
                 self._counters["prefill_tokens_padded"] += tokens.size
             cache = self._programs.copy_pages(cache, admission.copies)
         for sample in admission.samples:
-            self._fill_slot(sample)
+            self._slots.fill(sample)
+            if sample.index == 0:
+                self._counters["prompt_tokens"] += len(sample.group.request.prompt)
         return cache
 
     def _prefill_arrays(self, bucket: int, rows: list[PrefillRow]) -> tuple[np.ndarray, np.ndarray]:
@@ -248,44 +248,14 @@ class Engine:
             table[index, : len(row.pages)] = row.pages
         return tokens, table
 
-    def _fill_slot(self, sample: Sample) -> None:
-        request, sampling, slots, at = (
-            sample.group.request,
-            sample.group.request.sampling,
-            self._slots,
-            sample.slot,
-        )
-        if sample.index == 0:
-            self._counters["prompt_tokens"] += len(request.prompt)
-        self._table[at] = NULL_PAGE
-        self._table[at, : len(sample.pages)] = sample.pages
-        slots.token[at] = request.prompt[-1]
-        slots.length[at] = sample.group.prefilled
-        slots.generated[at] = 0
-        slots.finish[at] = RUNNING
-        slots.max_tokens[at] = sample.group.max_tokens
-        slots.min_tokens[at] = sampling.min_tokens
-        slots.stop_tokens[at] = -1
-        slots.stop_tokens[at, : len(sampling.stop_token_ids)] = sampling.stop_token_ids
-        slots.ignore_eos[at] = sampling.ignore_eos
-        slots.top_logprobs[at] = sampling.logprobs > 0
-        rules = slots.rules
-        rules.temperature[at] = sampling.temperature
-        rules.top_k[at] = min(sampling.top_k, self.config.vocab)
-        rules.top_p[at] = sampling.top_p
-        rules.min_p[at] = sampling.min_p
-        rules.key[at] = (*_words(request.seed), *_words(request.record), sample.index)
-
     def _decode(self, cache: Any) -> Any:
         running = dict(self._batcher.running)
         refill = self._batcher.samples_waiting
         enough = max(1, len(running) // 8) if refill else len(running)
-        before = self._slots.generated
         with self._timed():
-            cache, slots, generated, steps = self._programs.decode(cache, self._table, self._slots, enough)
-            self._slots = jax.tree.map(np.array, slots)
+            cache, after, generated, steps = self._programs.decode(cache, self._slots.pages, self._slots.state, enough)
+            counts = self._slots.update(after)
             produced = jax.tree.map(np.asarray, generated)
-        counts = self._slots.generated - before
         self._counters["decode_steps"] += int(steps)
         self._counters["slot_steps_busy"] += int(counts.sum())
         self._counters["slot_steps_total"] += int(steps) * self.options.slots
@@ -311,13 +281,13 @@ class Engine:
             keep = sample.watcher.feed(new) if sample.watcher else None
         except Exception as error:
             logger.exception("a watcher failed")
-            self._slots.finish[slot] = LENGTH
+            self._slots.empty(slot)
             self._batcher.fail(sample.group, error)
             return
-        finish = int(self._slots.finish[slot])
+        finish = int(self._slots.state.finish[slot])
         if keep is None and finish == RUNNING:
             return
-        self._slots.finish[slot] = finish or LENGTH  # a watcher's stop empties the slot too
+        self._slots.empty(slot)
         kept = len(sample.token_ids) if keep is None else keep
         self._counters["generated_tokens"] += kept
         generation = Generation(
@@ -378,36 +348,7 @@ class _DeviceTime:
         self._counters["device_seconds"] += time.perf_counter() - self._start
 
 
-def _empty_slots(rows: int) -> Slots:
-    def of(dtype: type, *shape: int) -> np.ndarray:
-        return np.zeros((rows, *shape), dtype)
-
-    return Slots(
-        token=of(np.int32),
-        length=of(np.int32),
-        generated=of(np.int32),
-        finish=np.full(rows, LENGTH, np.int32),
-        max_tokens=of(np.int32),
-        min_tokens=of(np.int32),
-        stop_tokens=of(np.int32, MAX_STOP_TOKEN_IDS) - 1,
-        ignore_eos=of(np.bool_),
-        top_logprobs=of(np.bool_),
-        rules=SamplingRules(
-            temperature=of(np.float32),
-            top_k=of(np.int32),
-            top_p=of(np.float32) + 1,
-            min_p=of(np.float32),
-            key=of(np.uint32, 5),
-        ),
-    )
-
-
-def _words(number: int) -> tuple[int, int]:
-    """A 64-bit number, taken modulo 2**64, as two 32-bit words."""
-    return (number >> 32) & 0xFFFFFFFF, number & 0xFFFFFFFF
-
-
-def _cache_budget_bytes(device: jax.Device, params: Params) -> int:
+def _cache_budget_bytes(device: Any, params: Params) -> int:
     """Memory the KV cache may take: on CPU a fixed 2 GiB, elsewhere most of what the weights leave."""
     if device.platform == "cpu":
         return _CPU_CACHE_BYTES

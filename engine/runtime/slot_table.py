@@ -1,0 +1,88 @@
+"""The slots on the host: what decode is handed, and gets back, for every slot. The only place that knows a length."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from engine.cache.pages import NULL_PAGE
+from engine.compilation.options import DecodeOptions
+from engine.runtime.batcher import Sample
+from engine.runtime.request import MAX_STOP_TOKEN_IDS
+from engine.steps.decode import LENGTH, RUNNING, Slots
+from engine.steps.sampling import SamplingRules
+
+
+class SlotTable:
+    """Numpy arrays with a row a slot, written when a sample starts and read back after every chunk."""
+
+    def __init__(self, options: DecodeOptions, vocab: int) -> None:
+        self._vocab = vocab
+        self.pages = np.full((options.slot_rows, options.blocks_per_slot), NULL_PAGE, np.int32)
+        self.state = _empty(options.slot_rows)
+
+    def fill(self, sample: Sample) -> None:
+        """Puts a sample, whose prompt is in its pages, into its slot."""
+        request, at = sample.group.request, sample.slot
+        sampling, slots, rules = request.sampling, self.state, self.state.rules
+        self.pages[at] = NULL_PAGE
+        self.pages[at, : len(sample.pages)] = sample.pages
+        slots.token[at] = request.prompt[-1]
+        slots.length[at] = sample.group.prefilled
+        slots.generated[at] = 0
+        slots.finish[at] = RUNNING
+        slots.max_tokens[at] = sample.group.max_tokens
+        slots.min_tokens[at] = sampling.min_tokens
+        slots.stop_tokens[at] = -1
+        slots.stop_tokens[at, : len(sampling.stop_token_ids)] = sampling.stop_token_ids
+        slots.ignore_eos[at] = sampling.ignore_eos
+        slots.top_logprobs[at] = sampling.logprobs > 0
+        rules.temperature[at] = sampling.temperature
+        rules.top_k[at] = min(sampling.top_k, self._vocab)
+        rules.top_p[at] = sampling.top_p
+        rules.min_p[at] = sampling.min_p
+        rules.key[at] = (*_words(request.seed), *_words(request.record), sample.index)
+
+    def empty(self, slot: int) -> None:
+        """Nothing runs in this slot any more."""
+        self.state.finish[slot] = LENGTH
+
+    def update(self, after: Slots) -> np.ndarray:
+        """Takes over what a chunk changed; returns how many tokens each slot generated."""
+        before = self.state.generated
+        token, length, generated, finish = (
+            np.array(x) for x in jax.device_get((after.token, after.length, after.generated, after.finish))
+        )
+        self.state = replace(self.state, token=token, length=length, generated=generated, finish=finish)
+        return generated - before
+
+
+def _empty(rows: int) -> Slots:
+    def of(dtype: type, *shape: int) -> np.ndarray:
+        return np.zeros((rows, *shape), dtype)
+
+    return Slots(
+        token=of(np.int32),
+        length=of(np.int32),
+        generated=of(np.int32),
+        finish=np.full(rows, LENGTH, np.int32),
+        max_tokens=of(np.int32),
+        min_tokens=of(np.int32),
+        stop_tokens=of(np.int32, MAX_STOP_TOKEN_IDS) - 1,
+        ignore_eos=of(np.bool_),
+        top_logprobs=of(np.bool_),
+        rules=SamplingRules(
+            temperature=of(np.float32),
+            top_k=of(np.int32),
+            top_p=of(np.float32) + 1,
+            min_p=of(np.float32),
+            key=of(np.uint32, 5),
+        ),
+    )
+
+
+def _words(number: int) -> tuple[int, int]:
+    """A 64-bit number, taken modulo 2**64, as two 32-bit words."""
+    return (number >> 32) & 0xFFFFFFFF, number & 0xFFFFFFFF
