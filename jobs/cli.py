@@ -165,13 +165,11 @@ def _print_lines(lines: Iterable[tuple[str, str]]) -> None:
 
 
 def _set_up_logging(verbose: bool) -> None:
-    """Quiet: our own warnings, and the errors of others. Verbose: what everybody has to say."""
+    """Quiet: our own warnings. Others raise their errors besides logging them. Verbose: what everybody has to say."""
     logging.basicConfig(format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger().setLevel(logging.INFO if verbose else logging.ERROR)
+    logging.getLogger().setLevel(logging.INFO if verbose else logging.CRITICAL)
     for room in ("engine", "pipeline", "jobs"):
         logging.getLogger(room).setLevel(logging.INFO if verbose else logging.WARNING)
-    # Beam logs the traceback of every failed attempt, and raises the last one, which is reported.
-    logging.getLogger("apache_beam").setLevel(logging.INFO if verbose else logging.CRITICAL)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -134,14 +134,16 @@ def run(
 
 
 def refuse_missing_columns(parts: Parts) -> None:
-    """A template that names a column no row has is a mistake in the job, not in every row."""
+    """A job that names a column no row has is mistaken itself; its rows are not bad, one by one."""
     rows = [row.values for _, row in parts.first_rows(PEEKED_ROWS) if row.values is not None]
-    absent = {column for column in parts.task.columns if not any(column in row for row in rows)}
-    if rows and absent and not any(_prepares(parts, row) for row in rows):
-        raise JobError(
-            f"prompt: no row has a column {', '.join(sorted(absent))}; "
-            f"the rows have {', '.join(sorted(set().union(*rows)))}"
-        )
+    present = set().union(*rows)
+    id_column = parts.job.input.id
+    named = {"input.id": frozenset({id_column} if id_column else ())}
+    if not any(_prepares(parts, row) for row in rows):
+        named["prompt"] = parts.task.columns
+    for field, columns in named.items():
+        if rows and (absent := sorted(columns - present)):
+            raise JobError(f"{field}: no row has a column {', '.join(absent)}; they have {', '.join(sorted(present))}")
 
 
 def _prepares(parts: Parts, row: Mapping[str, Any]) -> bool:

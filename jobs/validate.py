@@ -12,7 +12,7 @@ from typing import Any
 from jobs.launch import Parts, open_parts, refuse_missing_columns
 from jobs.spec import Job
 from jobs.wording import count_words, printable
-from pipeline.errors import PromptError
+from pipeline.errors import JobError, PromptError
 from pipeline.sources import Row
 
 PROBLEMS_LISTED = 10
@@ -44,8 +44,10 @@ def validate(job: Job, *, rows: int = 1000, shown: int = 3) -> Findings:
     parts = open_parts(job)
     refuse_missing_columns(parts)
     findings = Findings(parts)
+    present: set[str] = set()
     for name, row in parts.first_rows(rows):
         findings.rows += 1
+        present.update(row.values or ())
         try:
             text, token_count = _look_at(row, parts)
         except PromptError as error:
@@ -56,6 +58,11 @@ def validate(job: Job, *, rows: int = 1000, shown: int = 3) -> Findings:
         findings.cut_rows += is_cut
         if len(findings.prompts) < shown:
             findings.prompts.append((name, text, token_count))
+    if present and (absent := [column for column in job.output.keep_columns if column not in present]):
+        raise JobError(
+            f"output.keep_columns: none of the first {count_words(findings.rows, 'row')} has a column"
+            f" {', '.join(absent)}; they have {', '.join(sorted(present))}"
+        )
     return findings
 
 

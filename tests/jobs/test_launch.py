@@ -112,7 +112,7 @@ def test_a_job_that_fails_too_many_rows_is_over_its_limit(write_job: Callable[..
         (
             ["prompt.template='{{ qestion }}'"],
             JobError,
-            r"no row has a column qestion; the rows have answer, id, question",
+            r"no row has a column qestion; they have answer, id, question",
         ),
         (["prompt.template='{{ question'"], Exception, r"line 1"),
         (["prompt.template=null", "prompt.messages=chat"], JobError, r"no row has a column chat"),

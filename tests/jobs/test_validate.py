@@ -47,7 +47,7 @@ def test_rows_that_would_fail_are_named_with_the_reason(write_job: Callable[...,
         {"id": "f"},
     ]
     (tmp_path / "data" / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    problems = dict(_validate(path).problems)
+    problems = dict(_validate(path, "output.keep_columns=[]").problems)
     assert list(problems) == [f"questions.jsonl:{row}" for row in range(1, 6)]
     reasons = list(problems.values())
     assert reasons[0].startswith("too long: ")
@@ -64,6 +64,8 @@ def test_completions_that_the_context_cuts_are_counted(write_job: Callable[..., 
 def test_a_job_that_cannot_run_at_all_is_an_error(write_job: Callable[..., str]) -> None:
     with pytest.raises(JobError, match="no row has a column qestion"):
         _validate(write_job(), "prompt.template='{{ qestion }}'")
+    with pytest.raises(JobError, match="keep_columns: none of the first 100 rows has a column anser; they have answer"):
+        _validate(write_job(), "output.keep_columns=[answer, anser]")
 
 
 def test_findings_in_words(write_job: Callable[..., str]) -> None:
