@@ -7,6 +7,7 @@ refused by the field's name; an unknown key is an error.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -75,10 +76,19 @@ class Prompt(Section):
     messages: Annotated[tuple[Message, ...], Field(min_length=1)] | Annotated[str, Field(min_length=1)] | None = None
     """A conversation, written out by the checkpoint's own chat template: a list of messages, or the name of
     the column that holds such a list."""
+    date: Annotated[str | None, Field(pattern=r"^\d{4}-\d{2}-\d{2}$", examples=["2026-01-31"])] = None
+    """What a chat template is told when it asks for today's date, so that the prompts are the same tomorrow."""
 
     def _contradictions(self) -> Iterator[tuple[str, str]]:
         if self._given("template") == self._given("messages"):
             yield "template", "give one of template (plain text) and messages (a chat)"
+        if self._given("date"):
+            if not self._given("messages"):
+                yield "date", "is for chat templates; write the date into the template"
+            try:
+                datetime.date.fromisoformat(self.date or "")
+            except ValueError as error:
+                yield "date", f"is no date: {error}"
 
 
 class Sampling(Section):
@@ -178,7 +188,7 @@ class EngineOptions(Section):
 
 
 class Limits(Section):
-    max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Largest share of failed rows with which the finished job still counts as done (exit code 0)."""
 
 

@@ -25,7 +25,7 @@ from .prompts import PromptTemplate, plain
 from .sandbox import Sandbox, compile_template, render_template
 
 _CALLED = "chat template"
-_NO_DATE = "the chat template asks for today's date, which changes from day to day; give the job a fixed date"
+_NO_DATE = "the chat template asks for today's date, which changes from day to day; give a fixed one, prompt.date"
 
 
 class ChatPrompt:

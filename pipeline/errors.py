@@ -16,6 +16,10 @@ class InputError(PenstockError):
     """The input cannot be read, is empty, or holds something that cannot be used."""
 
 
+class MissingFile(InputError, FileNotFoundError):
+    """A file that was asked for by name is not there."""
+
+
 class OutputError(PenstockError):
     """The output cannot be written, or holds something that does not belong to this job."""
 

@@ -6,6 +6,7 @@ template writes its special tokens itself, so none are added.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from .tokenizer import Tokenizer
 
 
 class Renderer:
-    """`prompt` is what the job says: {"template": ...} or {"messages": ...}."""
+    """`prompt` is what the job says: {"template": ...} or {"messages": ..., "date": ...}."""
 
     def __init__(self, prompt: Mapping[str, Any], tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -26,7 +27,8 @@ class Renderer:
         elif tokenizer.chat_template is None:
             raise JobError("prompt.messages: the checkpoint has no chat template; use prompt.template instead")
         else:
-            self._template = ChatPrompt(prompt["messages"], tokenizer.chat_template, tokenizer.special_tokens)
+            date = datetime.date.fromisoformat(prompt["date"]) if "date" in prompt else None
+            self._template = ChatPrompt(prompt["messages"], tokenizer.chat_template, tokenizer.special_tokens, date)
 
     @property
     def columns(self) -> frozenset[str]:

@@ -28,7 +28,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from . import local_files
-from .errors import InputError, OutputError
+from .errors import InputError, MissingFile, OutputError
 
 _EXTRAS = {"gs": "gcp", "gcs": "gcp", "s3": "s3", "s3a": "s3"}
 _DRIVERS = {"gcp": "gcsfs", "s3": "s3fs"}
@@ -87,11 +87,11 @@ def stat(url: str) -> FileFacts:
 
 
 def open_input(url: str) -> BinaryIO:
-    """A seekable binary file, open for reading."""
+    """A seekable binary file, open for reading; MissingFile when it is absent."""
     try:
         return _open(*_resolve(url))
     except FileNotFoundError as e:
-        raise InputError(f"there is no file {url}") from e
+        raise MissingFile(f"there is no file {url}") from e
     except OSError as e:
         raise InputError(f"cannot read {url}: {e}") from e
 

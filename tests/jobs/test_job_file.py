@@ -87,7 +87,7 @@ def test_defaults(tmp_path: Path) -> None:
         "max_length": "auto",
     }
     assert (job.engine.slots, job.runner.name, job.runner.workers) == ("auto", "local", 2)
-    assert job.limits.max_failed_fraction == 0
+    assert job.limits.max_failed_fraction == 0.01
 
 
 @pytest.mark.parametrize(
@@ -289,3 +289,17 @@ def test_sampling_is_what_the_engine_takes() -> None:
     assert schema["logprobs"]["maximum"] == request.MAX_LOGPROBS
     assert schema["stop_token_ids"]["maxItems"] == request.MAX_STOP_TOKEN_IDS
     assert not Sampling.NOT_SUPPORTED.keys() & job.keys()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("{template: hi, date: 2026-01-31}", "prompt.date: is for chat templates"),
+        ("{messages: turns, date: 2026-02-31}", "prompt.date: is no date"),
+        ("{messages: turns, date: today}", "prompt.date: "),
+    ],
+)
+def test_a_date_is_for_chat_templates_and_must_be_one(tmp_path: Path, prompt: str, says: str) -> None:
+    assert says in _problems(tmp_path, SHORTEST.replace('{template: "{{ question }}"}', prompt))
+    job = _load(tmp_path, SHORTEST.replace('{template: "{{ question }}"}', "{messages: turns, date: 2026-01-31}"))
+    assert job.settings()["prompt"] == {"messages": "turns", "date": "2026-01-31"}

@@ -83,7 +83,7 @@ def test_dates_are_fixed_or_absent() -> None:
     messages = [{"role": "user", "content": "x"}]
     assert chat(template) == "undated"
     assert ChatPrompt(messages, template, date=datetime.date(2024, 7, 26)).render({}) == "26 Jul 2024"
-    with pytest.raises(PromptError, match=r"asks for today's date.*give the job a fixed date"):
+    with pytest.raises(PromptError, match=r"asks for today's date.*prompt\.date"):
         chat("{{ strftime_now('%Y') }}")
 
 

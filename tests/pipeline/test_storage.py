@@ -331,3 +331,11 @@ def test_a_filesystem_without_hard_links_is_refused_with_a_way_out(tmp_path, mon
     with pytest.raises(OutputError, match="needs a filesystem with hard links, or an object store"):
         storage.check_writable(str(tmp_path))
     assert storage.list_names(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("base", ["{tmp}", "memory://absent"])
+def test_a_missing_file_is_what_the_engine_expects_of_one(tmp_path, base):
+    """The engine tries optional files of a checkpoint, and takes FileNotFoundError alone for their absence."""
+    with pytest.raises(FileNotFoundError, match="there is no file") as caught:
+        storage.open_input(storage.join(base.format(tmp=tmp_path), "generation_config.json"))
+    assert isinstance(caught.value, InputError)
