@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 
 from jobs import cli, launch
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background turns Ctrl-C off
     launch.run = functools.partial(launch.run, engine_factory=f"tests.fake_engine:{sys.argv[1]}")
     code = cli.main(sys.argv[2:])
     print("imported:", *({"apache_beam", "jax"} & sys.modules.keys()), file=sys.stderr)

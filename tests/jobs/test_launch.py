@@ -23,14 +23,12 @@ FACTORY = "tests.fake_engine:instant"
 
 
 def _command(engine: str, *arguments: str) -> subprocess.Popen[str]:
-    """Started with Ctrl-C at its default, which a shell in the background turns off."""
     return subprocess.Popen(
         [sys.executable, "-m", "tests.jobs.fake_command", engine, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
