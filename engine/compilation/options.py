@@ -77,7 +77,7 @@ def choose_options(
     cpu = platform == "cpu"
     page_tokens = 64 if cpu else 128
     if slots is None:
-        slots = 32 if cpu else 256
+        slots = 64 if cpu else 256
     if slots < 1:
         raise NoFeasiblePlan(f"engine.slots must be at least 1; got {slots}")
     if max_length is not None and not 2 <= max_length <= context_tokens:
