@@ -28,7 +28,7 @@ class DecodeOptions:
     prefill_tokens: int
     """Tokens one prefill or score program holds, where a single row does not hold more."""
     loop_over_slots: bool
-    """See engine.model.attention.paged_attention."""
+    """Attention and sampling walk the slots one by one (CPU) or take them together; see paged_attention and choose."""
 
     @property
     def slot_rows(self) -> int:

@@ -93,7 +93,7 @@ def decode(
         cache, raw = _logits(params, config, cache, table, slots, loop_over_slots)
         ends = _end_tokens(config.vocab, slots, eos_tokens)
         allowed = ~ends | (slots.generated + 1 > slots.min_tokens)[:, None]
-        token = choose(raw, slots.rules, slots.length + 1, allowed)
+        token = choose(raw, slots.rules, slots.length + 1, allowed, loop_over_slots)
         normaliser = log_sum_exp(raw)
         logprob = jnp.take_along_axis(raw, token[:, None], axis=-1)[:, 0] - normaliser
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -44,7 +43,7 @@ def reference_filter(probabilities: np.ndarray, top_k: int, top_p: float, min_p:
 def test_filters_keep_what_sorting_keeps(top_k: int, top_p: float, min_p: float) -> None:
     logits = np.random.default_rng(0).standard_normal((8, VOCAB)) * np.linspace(0.3, 5, 8)[:, None]
     weights = np.exp(logits - logits.max(-1, keepdims=True)).astype(np.float32)
-    out = np.asarray(jax.jit(_filter)(weights, rules(8, top_k=top_k, top_p=top_p, min_p=min_p)))
+    out = np.asarray(jax.jit(jax.vmap(_filter))(weights, rules(8, top_k=top_k, top_p=top_p, min_p=min_p)))
     for row in range(8):
         expected = reference_filter(weights[row].astype(np.float64), top_k, top_p, min_p)
         differs = np.flatnonzero((out[row] > 0) != expected)
@@ -55,7 +54,7 @@ def test_filters_keep_what_sorting_keeps(top_k: int, top_p: float, min_p: float)
 
 def test_ties_at_the_threshold_stay() -> None:
     weights = np.array([[1.0, 0.5, 0.5, 0.5, 0.25] + [0.0] * 3] * 8, np.float32)
-    kept = np.asarray(_filter(jnp.asarray(weights), rules(8, top_k=2)))[0] > 0
+    kept = np.asarray(jax.vmap(_filter)(weights, rules(8, top_k=2)))[0] > 0
     assert kept.tolist() == [True, True, True, True, False, False, False, False]
 
 
@@ -67,7 +66,7 @@ def test_draws_follow_the_distribution() -> None:
     probabilities /= probabilities.sum()
     draws = 40_000
     weights = np.tile(probabilities.astype(np.float32) / probabilities.max(), (draws, 1)).astype(np.float32)
-    tokens = np.asarray(jax.jit(_draw)(weights, rng.random(draws, np.float32)))
+    tokens = np.asarray(jax.jit(jax.vmap(_draw))(weights, rng.random(draws, np.float32)))
     seen = np.bincount(tokens, minlength=VOCAB)
     assert (seen[probabilities == 0] == 0).all()
     likely = probabilities * draws > 5
@@ -81,39 +80,42 @@ def test_a_draw_never_lands_on_an_impossible_token(uniform: float) -> None:
     rng = np.random.default_rng(2)
     weights = rng.random((64, 1000), np.float32) * (rng.random((64, 1000)) < 0.01)
     weights[:, 500] = 1e-9
-    tokens = np.asarray(_draw(jnp.asarray(weights.astype(np.float32)), jnp.full(64, uniform, jnp.float32)))
+    tokens = np.asarray(jax.vmap(_draw)(weights.astype(np.float32), np.full(64, uniform, np.float32)))
     assert (weights[np.arange(64), tokens] > 0).all()
 
 
-def test_temperature_zero_takes_the_most_likely_allowed_token_and_the_first_of_equals() -> None:
+@pytest.mark.parametrize("loop", [True, False])
+def test_temperature_zero_takes_the_most_likely_allowed_token_and_the_first_of_equals(loop: bool) -> None:
     logits = np.zeros((8, VOCAB), np.float32)
     logits[:, [5, 9, 11]] = [3, 3, 4]
     allowed = np.ones((8, VOCAB), bool)
     allowed[1, 11] = False
-    tokens = np.asarray(jax.jit(choose)(logits, rules(8), np.zeros(8, np.int32), allowed))
+    tokens = np.asarray(jax.jit(choose, static_argnums=4)(logits, rules(8), np.zeros(8, np.int32), allowed, loop))
     assert tokens[0] == 11
     assert tokens[1] == 5
 
 
-def test_a_key_is_seed_record_sample_and_position_alone() -> None:
+@pytest.mark.parametrize("loop", [True, False])
+def test_a_key_is_seed_record_sample_and_position_alone(loop: bool) -> None:
     logits = np.tile(np.random.default_rng(3).standard_normal(VOCAB).astype(np.float32), (8, 1))
     allowed = np.ones((8, VOCAB), bool)
     keys = np.random.default_rng(4).integers(0, 2**32, (8, 5), dtype=np.uint32)
     positions = np.arange(8, dtype=np.int32)
-    run = jax.jit(choose)
-    tokens = np.asarray(run(logits, rules(8, temperature=1.0, keys=keys), positions, allowed))
+    run = jax.jit(choose, static_argnums=4)
+    tokens = np.asarray(run(logits, rules(8, temperature=1.0, keys=keys), positions, allowed, loop))
     order = np.random.default_rng(5).permutation(8)
-    moved = np.asarray(run(logits, rules(8, temperature=1.0, keys=keys[order]), positions[order], allowed))
+    moved = np.asarray(run(logits, rules(8, temperature=1.0, keys=keys[order]), positions[order], allowed, loop))
     np.testing.assert_array_equal(moved, tokens[order])
     for word in range(5):
         other = keys.copy()
         other[:, word] += np.uint32(1)
-        changed = np.asarray(run(logits, rules(8, temperature=1.0, keys=other), positions, allowed))
+        changed = np.asarray(run(logits, rules(8, temperature=1.0, keys=other), positions, allowed, loop))
         assert (changed != tokens).any(), f"word {word} of the key has no influence"
-    assert (np.asarray(run(logits, rules(8, temperature=1.0, keys=keys), positions + 8, allowed)) != tokens).any()
+    assert (np.asarray(run(logits, rules(8, temperature=1.0, keys=keys), positions + 8, allowed, loop)) != tokens).any()
 
 
-def test_slots_with_different_rules_do_not_disturb_each_other() -> None:
+@pytest.mark.parametrize("loop", [True, False])
+def test_slots_with_different_rules_do_not_disturb_each_other(loop: bool) -> None:
     rng = np.random.default_rng(6)
     logits = rng.standard_normal((8, VOCAB)).astype(np.float32) * 2
     allowed = np.ones((8, VOCAB), bool)
@@ -126,10 +128,12 @@ def test_slots_with_different_rules_do_not_disturb_each_other() -> None:
         key=keys,
     )
     positions = np.arange(8, dtype=np.int32)
-    together = np.asarray(jax.jit(choose)(logits, mixed, positions, allowed))
+    together = np.asarray(jax.jit(choose, static_argnums=4)(logits, mixed, positions, allowed, loop))
     for slot in range(8):
         same = jax.tree.map(lambda x, slot=slot: np.repeat(x[slot : slot + 1], 8, axis=0), mixed)
         alone = np.asarray(
-            jax.jit(choose)(np.repeat(logits[slot : slot + 1], 8, axis=0), same, np.full(8, slot, np.int32), allowed)
+            jax.jit(choose, static_argnums=4)(
+                np.repeat(logits[slot : slot + 1], 8, axis=0), same, np.full(8, slot, np.int32), allowed, loop
+            )
         )
         assert (alone == together[slot]).all()
