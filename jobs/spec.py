@@ -27,7 +27,8 @@ class Model(Section):
     """Directory of a Hugging Face checkpoint (config.json, *.safetensors, tokenizer files): a local path or a
     URL that fsspec reads, such as gs:// or s3://."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What the model is computed in. `auto` is the checkpoint's own, but float32 on a CPU, where it is faster."""
+    """What the model is computed in. `auto` is bfloat16 for a bfloat16 checkpoint on an accelerator, else float32;
+    name one if a job may be resumed on another kind of machine."""
 
 
 class Input(Section):

@@ -37,7 +37,7 @@ def parse(line: bytes) -> Parsed:
     except UnicodeEncodeError:
         return None, "invalid JSON: an escape of half a surrogate pair"
     except json.JSONDecodeError as e:
-        return None, f"invalid JSON: {e.msg} at character {e.pos}"
+        return None, f"invalid JSON: {e.msg.removesuffix(' at')} at character {e.pos}"
     except ValueError as e:
         return None, f"invalid JSON: {e}"
     except RecursionError:

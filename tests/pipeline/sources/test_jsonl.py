@@ -14,7 +14,7 @@ from .reading import in_memory, plan, read, values_and_errors
 BAD = {
     b'{"a": "\xff"}': "not UTF-8: invalid start byte at byte 7",
     b'{"a": "\xed\xa0\x80"}': "not UTF-8: invalid continuation byte at byte 7",
-    b'{"a": "half a li': "invalid JSON: Unterminated string starting at at character 6",
+    b'{"a": "half a li': "invalid JSON: Unterminated string starting at character 6",
     b'{"a": 1} {"a": 2}': "invalid JSON: Extra data at character 9",
     b"{'a': 1}": "invalid JSON: Expecting property name enclosed in double quotes at character 1",
     b"\xef\xbb\xbf{}": "invalid JSON: Expecting value at character 0",
