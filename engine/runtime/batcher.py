@@ -147,15 +147,17 @@ class Batcher:
         if len(group.finished) == group.request.samples:
             group.future.set_result([group.finished[index] for index in range(group.request.samples)])
 
-    def fail(self, group: Group, error: BaseException) -> None:
-        """Drops everything of one request and fails its future."""
-        for sample in [sample for sample in self.running.values() if sample.group is group]:
+    def fail(self, group: Group, error: BaseException) -> list[Sample]:
+        """Drops everything of one request and fails its future; returns the samples whose slots must stop."""
+        dropped = [sample for sample in self.running.values() if sample.group is group]
+        for sample in dropped:
             self._free(sample)
         if group in self._waiting:
             self._waiting.remove(group)
         self._pool.release(group.prompt_pages)
         group.prompt_pages = []
         group.future.set_exception(error)
+        return dropped
 
     def next_scores(self) -> tuple[int, list[Scoring]]:
         """The oldest scoring request and others of its bucket from the window, as many as the program has rows."""

@@ -281,8 +281,8 @@ class Engine:
             keep = sample.watcher.feed(new) if sample.watcher else None
         except Exception as error:
             logger.exception("a watcher failed")
-            self._slots.empty(slot)
-            self._batcher.fail(sample.group, error)
+            for dropped in self._batcher.fail(sample.group, error):
+                self._slots.empty(dropped.slot)
             return
         finish = int(self._slots.state.finish[slot])
         if keep is None and finish == RUNNING:

@@ -221,6 +221,31 @@ def test_a_failing_watcher_fails_its_own_request_alone(engine: Engine) -> None:
     assert fine.result(timeout=60)
 
 
+def test_a_failed_request_leaves_no_sample_running_on_pages_of_others() -> None:
+    """One broken watcher of three: the other samples' slots must stop as well, for their pages are given away."""
+    made = []
+
+    class BreaksOnce:
+        def __init__(self) -> None:
+            made.append(self)
+            self.breaks = len(made) == 1
+
+        def feed(self, token_ids, /) -> None:
+            if self.breaks:
+                raise ZeroDivisionError("watcher")
+
+    with tiny_engine() as engine:
+        sampling = Sampling(max_tokens=200, temperature=1.0, ignore_eos=True)
+        doomed = engine.submit(GenerateRequest(PROMPTS[3], sampling, samples=3, watch=BreaksOnce))
+        with pytest.raises(ZeroDivisionError):
+            doomed.result(timeout=60)
+        before = engine.counters
+        run(engine, [GenerateRequest(PROMPTS[4], Sampling(max_tokens=20, ignore_eos=True))])
+        assert engine.counters["slot_steps_busy"] - before["slot_steps_busy"] == 20
+        assert not engine._batcher.running
+        assert (engine._slots.state.finish != 0).all()
+
+
 def test_scores_are_teacher_forced_logprobs(engine: Engine) -> None:
     params = random_params()
     texts = [tokens for tokens in prompts(20, 120, seed=9) if len(tokens) > 3]
