@@ -53,7 +53,3 @@ class ModelConfig:
     """The output projection is the embedding table."""
     attention_bias: bool = False
     ffn_bias: bool = False
-
-    @property
-    def queries_per_kv_head(self) -> int:
-        return self.heads // self.kv_heads

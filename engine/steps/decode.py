@@ -79,6 +79,7 @@ def decode(
         jnp.zeros((steps, count, top), jnp.int32),
         jnp.zeros((steps, count, top), jnp.float32),
     )
+    ends = _end_tokens(config.vocab, slots, eos_tokens)
     running_at_start = jnp.sum(slots.finish == RUNNING, dtype=jnp.int32)
 
     def go_on(state: tuple[PagedCache, Slots, Generated, Int[Array, ""]]) -> Bool[Array, ""]:
@@ -91,7 +92,6 @@ def decode(
     ) -> tuple[PagedCache, Slots, Generated, Int[Array, ""]]:
         cache, slots, out, step = state
         cache, raw = _logits(params, config, cache, table, slots, loop_over_slots)
-        ends = _end_tokens(config.vocab, slots, eos_tokens)
         allowed = ~ends | (slots.generated + 1 > slots.min_tokens)[:, None]
         token = choose(raw, slots.rules, slots.length + 1, allowed, loop_over_slots)
         normaliser = log_sum_exp(raw)
