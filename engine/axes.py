@@ -1,4 +1,4 @@
-"""The glossary of axis names, used in parameter declarations, shape comments and, later, sharding rules and costs.
+"""The glossary of axis names: logical axes of parameters and activations, and the axes of the mesh.
 
 A parameter says which axes it has, never where they live; a layout says where an axis lives, never who has it.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-Axis = Literal["vocab", "embed", "heads", "kv_heads", "head_dim", "ffn"]
+Axis = Literal["vocab", "embed", "heads", "kv_heads", "head_dim", "ffn", "experts", "positions"]
 """vocab: token ids. embed: the residual stream, the paper's E (d_model). heads, kv_heads: query and key/value heads, H.
-head_dim: one head's width, Q. ffn: the feed-forward width, F (d_ff)."""
+head_dim: one head's width, Q. ffn: the feed-forward width, F (d_ff). experts: of a mixture. positions: learned ones."""
+
+MeshAxis = Literal["x", "y", "z"]
+"""The torus X x Y x Z of chips."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,19 @@ class Rotary:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """A mixture of feed-forwards (Shazeer et al. 2017) in place of the single one.
+
+    Each token goes to the `per_token` experts its router likes best, weighted by the softmax over just those.
+    """
+
+    count: int
+    per_token: int
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """A decoder with RMSNorm, rotary positions, grouped-query attention and a SwiGLU feed-forward."""
+    """A decoder. The defaults are Llama's: RMSNorm, rotary positions, SwiGLU, no biases, one block after the other."""
 
     layers: int
     embed: int
@@ -48,8 +60,39 @@ class ModelConfig:
     context_tokens: int
     """The longest sequence the model was trained for."""
     norm_epsilon: float
-    rotary: Rotary
+    rotary: Rotary | None
     tied_head: bool
     """The output projection is the embedding table."""
     attention_bias: bool = False
     ffn_bias: bool = False
+    norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = False
+    norm_scale_from_one: bool = False
+    """The stored scale is what is added to one, and multiplies before the cast back (Gemma)."""
+    post_norms: bool = False
+    """Attention and feed-forward are normalised once more before they are added to the residual stream (Gemma 2)."""
+    learned_positions: bool = False
+    """A table of position embeddings, `context_tokens` long, is added to the token embeddings (GPT-2)."""
+    activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
+    gated: bool = True
+    """down(activation(gate x) * up x); without it down(activation(up x))."""
+    parallel_block: bool = False
+    """x + attention(norm x) + feedforward(norm x), with one norm (PaLM)."""
+    embedding_scale: float = 1.0
+    """Multiplies the token embeddings, rounded to their dtype first (Gemma)."""
+    query_scale: float | None = None
+    """Multiplies the attention logits; head_dim ** -0.5 if not given."""
+    attention_softcap: float | None = None
+    """Attention logits l become cap * tanh(l / cap)."""
+    logits_softcap: float | None = None
+    windows: tuple[int | None, ...] = ()
+    """For each layer, how many positions back (its own included) a query sees; None: all. Empty: all, in every layer."""
+    experts: Experts | None = None
+
+    def window(self, layer: int) -> int | None:
+        """How many positions back a query of this layer sees, its own included; None: all."""
+        return self.windows[layer] if self.windows else None
+
+    @property
+    def attention_scale(self) -> float:
+        return self.head_dim**-0.5 if self.query_scale is None else self.query_scale

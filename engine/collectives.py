@@ -1,0 +1,67 @@
+"""Collectives over several mesh axes, one axis after the other, inside a shard_map.
+
+Over no axis each of them is the identity, so a program for one chip is the same code with nothing in it. A dimension
+that is sharded over (a, b) has a as its major axis: shard i of a, then shard j of b within it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int
+
+from engine.axes import MeshAxis
+
+Axes = tuple[MeshAxis, ...]
+
+
+def all_gather(x: Array, axes: Axes, dim: int = 0) -> Array:
+    """[.. dim.axes ..] -> [.. dim ..]."""
+    for axis in reversed(axes):
+        x = lax.all_gather(x, axis, axis=dim, tiled=True)
+    return x
+
+
+def reduce_scatter(x: Array, axes: Axes, dim: int = 0) -> Array:
+    """[.. dim ..] (partialsum-axes) -> [.. dim.axes ..]."""
+    for axis in axes:
+        x = lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
+    return x
+
+
+def all_reduce(x: Array, axes: Axes) -> Array:
+    """Sums over the axes; every chip has the sum."""
+    return lax.psum(x, axes) if axes else x
+
+
+def largest(x: Array, axes: Axes) -> Array:
+    """Elementwise maximum over the axes; every chip has it."""
+    return lax.pmax(x, axes) if axes else x
+
+
+def all_to_all(x: Array, axis: MeshAxis, split: int, concat: int) -> Array:
+    """[.. concat.axis .. split ..] -> [.. concat .. split.axis ..]."""
+    return lax.all_to_all(x, axis, split_axis=split, concat_axis=concat, tiled=True)
+
+
+def index(axes: Axes) -> Int[Array, ""]:
+    """Which shard of a dimension over these axes is this chip's."""
+    at = jnp.int32(0)
+    for axis in axes:
+        at = at * lax.axis_size(axis) + lax.axis_index(axis)
+    return at
+
+
+def shard(x: Array, axes: Axes, dim: int = 0) -> Array:
+    """This chip's part of an array that every chip holds whole. Nothing is sent."""
+    if not axes:
+        return x
+    size = x.shape[dim] // lax.axis_size(axes)
+    return lax.dynamic_slice_in_dim(x, index(axes) * size, size, axis=dim)
+
+
+def shard_rows(arrays: Sequence[Array], axes: Axes) -> list[Array]:
+    """`shard` of several arrays over their first dimension."""
+    return [shard(x, axes) for x in arrays]

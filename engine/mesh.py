@@ -1,0 +1,58 @@
+"""Chips as a mesh with axes x, y and z. Logical axes are mapped onto it by a layout (engine/layout.py)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from engine.axes import MeshAxis
+from engine.errors import NoFeasiblePlan
+
+AXES: tuple[MeshAxis, ...] = ("x", "y", "z")
+
+_SHAPE = re.compile(r"[1-9]\d{0,4}(x[1-9]\d{0,4}){0,2}")
+
+
+@dataclass(frozen=True)
+class MeshShape:
+    """X x Y x Z chips."""
+
+    x: int = 1
+    y: int = 1
+    z: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> MeshShape:
+        """Reads "4x4x4", "4x4" (z is 1) or "8" (y and z are 1)."""
+        if not _SHAPE.fullmatch(text):
+            raise NoFeasiblePlan(f"a mesh is written as XxYxZ, such as 2x2x2 or 4x4; got {text!r}")
+        return cls(*map(int, text.split("x")))
+
+    @property
+    def chips(self) -> int:
+        return self.x * self.y * self.z
+
+    def size(self, axes: Sequence[MeshAxis]) -> int:
+        """Chips along these axes together."""
+        return math.prod(getattr(self, axis) for axis in axes)
+
+    def __str__(self) -> str:
+        return f"{self.x}x{self.y}x{self.z}"
+
+
+def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices (all of them, if not given) in the order they come, as a mesh; x is the slowest axis."""
+    devices = jax.devices() if devices is None else devices
+    if len(devices) < shape.chips:
+        raise NoFeasiblePlan(
+            f"a mesh of {shape} needs {shape.chips} chips and there are {len(devices)}; "
+            f"ask for a smaller mesh, such as {len(devices)}x1x1"
+        )
+    grid = np.array(devices[: shape.chips]).reshape(shape.x, shape.y, shape.z)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
