@@ -23,6 +23,7 @@ JOBS_MAY_IMPORT = ("engine.planning", "engine.compilation", "engine.errors")
 # Inside the engine a module may import from its own folder and from those to the left of it.
 ENGINE_ORDER = (
     {"errors", "axes"},
+    {"mesh", "layout", "collectives"},
     {"model"},
     {"families", "cache", "planning"},
     {"weights"},

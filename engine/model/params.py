@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from engine.axes import Axis
+from engine.layout import HeldSizes
 from engine.model.config import ModelConfig
 
 Params = dict[str, Any]
@@ -27,37 +28,48 @@ class Parameter:
 
     shape: tuple[int, ...]
     axes: tuple[Axis, ...]
+    inputs: int = 1
+    """How many of the last axes a product contracts; the others are its outputs."""
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
 
+    @property
+    def is_matrix(self) -> bool:
+        """Split over chips at rest and quantised where that is asked for; others are small and whole everywhere."""
+        return len(self.axes) > 1 and "embed" in self.axes and "positions" not in self.axes and not self.is_router
 
-def declare(config: ModelConfig) -> Params:
-    """The tree of `Parameter` that a model with this configuration has."""
+    @property
+    def is_router(self) -> bool:
+        return self.axes == ("experts", "embed")
+
+
+def declare(config: ModelConfig, held: HeldSizes | None = None) -> Params:
+    """The tree of `Parameter` that a model with this configuration has; `held` pads it, see engine/layout.py."""
     size: Mapping[Axis, int] = {
-        "vocab": config.vocab,
+        "vocab": held.vocab if held else config.vocab,
         "embed": config.embed,
-        "heads": config.heads,
-        "kv_heads": config.kv_heads,
+        "heads": held.heads if held else config.heads,
+        "kv_heads": held.kv_heads if held else config.kv_heads,
         "head_dim": config.head_dim,
         "ffn": config.ffn,
+        "experts": config.experts.count if config.experts else 0,
+        "positions": config.context_tokens,
     }
 
-    def param(*axes: Axis) -> Parameter:
-        return Parameter(tuple(size[axis] for axis in axes), axes)
+    def param(*axes: Axis, inputs: int = 1) -> Parameter:
+        return Parameter(tuple(size[axis] for axis in axes), axes, inputs)
 
-    def layer() -> Params:
+    def norm(name: str) -> Params:
+        return {name: param("embed")} | ({f"{name}_bias": param("embed")} if config.norm_bias else {})
+
+    def attention() -> Params:
         params = {
-            "attention_norm": param("embed"),
             "query": param("heads", "head_dim", "embed"),
             "key": param("kv_heads", "head_dim", "embed"),
             "value": param("kv_heads", "head_dim", "embed"),
-            "attention_out": param("embed", "heads", "head_dim"),
-            "ffn_norm": param("embed"),
-            "gate": param("ffn", "embed"),
-            "up": param("ffn", "embed"),
-            "down": param("embed", "ffn"),
+            "attention_out": param("embed", "heads", "head_dim", inputs=2),
         }
         if config.attention_bias:
             params |= {
@@ -66,15 +78,38 @@ def declare(config: ModelConfig) -> Params:
                 "value_bias": param("kv_heads", "head_dim"),
                 "attention_out_bias": param("embed"),
             }
-        if config.ffn_bias:
-            params |= {"gate_bias": param("ffn"), "up_bias": param("ffn"), "down_bias": param("embed")}
         return params
 
-    params: Params = {
-        "embedding": param("vocab", "embed"),
-        "layers": [layer() for _ in range(config.layers)],
-        "final_norm": param("embed"),
-    }
+    def feedforward() -> Params:
+        if config.experts:
+            return {
+                "router": param("experts", "embed"),
+                "gate": param("experts", "ffn", "embed"),
+                "up": param("experts", "ffn", "embed"),
+                "down": param("experts", "embed", "ffn"),
+            }
+        gate = {"gate": param("ffn", "embed")} if config.gated else {}
+        params = gate | {"up": param("ffn", "embed"), "down": param("embed", "ffn")}
+        if config.ffn_bias:
+            gate_bias = {"gate_bias": param("ffn")} if config.gated else {}
+            params |= gate_bias | {"up_bias": param("ffn"), "down_bias": param("embed")}
+        return params
+
+    def layer() -> Params:
+        params = norm("attention_norm") | attention()
+        if config.post_norms:
+            params |= norm("post_attention_norm")
+        if not config.parallel_block:
+            params |= norm("ffn_norm")
+        params |= feedforward()
+        if config.post_norms:
+            params |= norm("post_ffn_norm")
+        return params
+
+    params: Params = {"embedding": param("vocab", "embed")}
+    if config.learned_positions:
+        params["position_embedding"] = param("positions", "embed")
+    params |= {"layers": [layer() for _ in range(config.layers)], **norm("final_norm")}
     if not config.tied_head:
         params["head"] = param("vocab", "embed")
     return params
@@ -90,7 +125,7 @@ def leaves(params: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{name}", value
 
 
-def build(config: ModelConfig, make: Callable[[str, Parameter], T]) -> Params:
+def build(config: ModelConfig, make: Callable[[str, Parameter], T], held: HeldSizes | None = None) -> Params:
     """The parameter tree with every declaration replaced by `make(path, declaration)`."""
 
     def walk(node: Any, path: str) -> Any:
@@ -100,7 +135,7 @@ def build(config: ModelConfig, make: Callable[[str, Parameter], T]) -> Params:
             return [walk(child, f"{path}.{index}") for index, child in enumerate(node)]
         return {name: walk(child, f"{path}.{name}" if path else name) for name, child in node.items()}
 
-    return walk(declare(config), "")
+    return walk(declare(config, held), "")
 
 
 def count(config: ModelConfig) -> int:
