@@ -36,6 +36,14 @@ DimAxes = tuple[Axes, ...]
 _GATHERED: dict[str, Axes] = {"wg-x": ("x",), "wg-xy": ("x", "y"), "wg-xyz": ("x", "y", "z")}
 
 
+def is_matrix(axes: Sequence[Axis]) -> bool:
+    """Whether a parameter with these axes is large: split over chips, and quantised where that is asked for.
+
+    Norms, biases, the router of a mixture and learned positions are not.
+    """
+    return len(axes) > 1 and "embed" in axes and "positions" not in axes and tuple(axes) != ("experts", "embed")
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where everything is during one phase. Axes of size one are left out of every property."""
@@ -147,8 +155,8 @@ class Layout:
     # Parameters.
 
     def at_rest(self, axes: Sequence[Axis], kv_heads: int) -> DimAxes:
-        """How a parameter with these logical axes is split at rest. Vectors and the position table are whole everywhere."""
-        if len(axes) < 2 or "positions" in axes or "embed" not in axes or axes[0] == "experts" and len(axes) == 2:
+        """How a parameter with these logical axes is split at rest; what is no matrix is whole everywhere."""
+        if not is_matrix(axes):
             return ((),) * len(axes)
         kv = self.kv_heads_split(kv_heads)
         where: dict[str, Axes] = {"embed": self.rest_embed, "experts": ()}

@@ -6,13 +6,15 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
 
 from engine.axes import MeshAxis
 from engine.errors import NoFeasiblePlan
+
+if TYPE_CHECKING:
+    import jax
 
 AXES: tuple[MeshAxis, ...] = ("x", "y", "z")
 
@@ -46,8 +48,11 @@ class MeshShape:
         return f"{self.x}x{self.y}x{self.z}"
 
 
-def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
     """The devices (all of them, if not given) in the order they come, as a mesh; x is the slowest axis."""
+    import jax  # not above: a plan is made on machines that need not start jax
+    from jax.sharding import AxisType, Mesh
+
     devices = jax.devices() if devices is None else devices
     if len(devices) < shape.chips:
         raise NoFeasiblePlan(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from engine.axes import Axis
-from engine.layout import HeldSizes
+from engine.layout import HeldSizes, is_matrix
 from engine.model.config import ModelConfig
 
 Params = dict[str, Any]
@@ -37,12 +37,7 @@ class Parameter:
 
     @property
     def is_matrix(self) -> bool:
-        """Split over chips at rest and quantised where that is asked for; others are small and whole everywhere."""
-        return len(self.axes) > 1 and "embed" in self.axes and "positions" not in self.axes and not self.is_router
-
-    @property
-    def is_router(self) -> bool:
-        return self.axes == ("experts", "embed")
+        return is_matrix(self.axes)
 
 
 def declare(config: ModelConfig, held: HeldSizes | None = None) -> Params:
