@@ -9,6 +9,7 @@ import pytest
 
 from engine.compilation.options import MIN_ROWS
 from engine.model.linear import linear
+from engine.model.quantized import quantize
 from engine.model.reductions import log_sum_exp, row_sum
 
 ROWS = (MIN_ROWS, 11, 16, 32, 40, 64, 128, 256)
@@ -28,6 +29,15 @@ def same_for_all_rows(function, *columns: np.ndarray) -> None:
 def test_linear(inputs: int, outputs: int, dtype: str) -> None:
     rng = np.random.default_rng(0)
     x, weight = (jnp.asarray(rng.standard_normal((n, inputs)), jnp.dtype(dtype)) for n in (256, outputs))
+    same_for_all_rows(lambda x: linear(x, weight, out_dtype=jnp.dtype("float32")), x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (100, 52), (576, 1536), (2048, 512), (14336, 64)])
+def test_linear_with_int8_weights(inputs: int, outputs: int, dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((256, inputs)), jnp.dtype(dtype))
+    weight = quantize(jnp.asarray(rng.standard_normal((outputs, inputs)), jnp.dtype(dtype)))
     same_for_all_rows(lambda x: linear(x, weight, out_dtype=jnp.dtype("float32")), x)
 
 
