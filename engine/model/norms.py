@@ -1,4 +1,8 @@
-"""Root-mean-square normalisation (Zhang and Sennrich 2019), in float32 whatever the activations are."""
+"""Normalisation of the residual stream, in float32 whatever the activations are.
+
+The embed dimension may be split over mesh axes: then every chip sums its part of a row, the sums are added up over the
+chips, and the scale and the bias are the chip's parts of them.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,69 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from engine import collectives
+from engine.collectives import Axes
+from engine.model.config import ModelConfig
 from engine.model.reductions import row_sum
+
+Rows = Float[Array, "tokens embed"]
+Vector = Float[Array, " embed"]
+
+
+def norm(x: Rows, scale: Vector, bias: Vector | None, config: ModelConfig, embed_axes: Axes = ()) -> Rows:
+    """The model's normalisation. `x`, `scale` and `bias` are this chip's parts where embed is over `embed_axes`."""
+    compute = {"rms": rms_norm, "layer": layer_norm}[config.norm]
+    return compute(
+        x, scale, config.norm_epsilon, bias, scale_from_one=config.norm_scale_from_one, embed_axes=embed_axes
+    )
 
 
 def rms_norm(
-    x: Float[Array, "tokens embed"], scale: Float[Array, " embed"], epsilon: float
-) -> Float[Array, "tokens embed"]:
-    """x / rms(x) * scale. The scale multiplies after the cast back, as the Llama family's reference does."""
+    x: Rows,
+    scale: Vector,
+    epsilon: float,
+    bias: Vector | None = None,
+    *,
+    scale_from_one: bool = False,
+    embed_axes: Axes = (),
+) -> Rows:
+    """x / rms(x) * scale (Zhang and Sennrich 2019).
+
+    Llama's reference casts back before it multiplies; Gemma's, whose scale is counted from one, afterwards.
+    """
     wide = x.astype(jnp.float32)
-    mean_square = row_sum(wide * wide)[:, None] / x.shape[-1]
-    return (wide * lax.rsqrt(mean_square + epsilon)).astype(x.dtype) * scale[None, :]
+    unit = wide * lax.rsqrt(_mean(wide * wide, embed_axes) + epsilon)
+    if scale_from_one:
+        return _scaled(unit, 1.0 + scale.astype(jnp.float32), bias).astype(x.dtype)
+    return _scaled(unit.astype(x.dtype), scale, bias)
+
+
+def layer_norm(
+    x: Rows,
+    scale: Vector,
+    epsilon: float,
+    bias: Vector | None = None,
+    *,
+    scale_from_one: bool = False,
+    embed_axes: Axes = (),
+) -> Rows:
+    """(x - mean(x)) / std(x) * scale + bias (Ba et al. 2016), cast back at the end.
+
+    The mean is subtracted before anything is squared: a row far from zero loses no digits.
+    """
+    wide = x.astype(jnp.float32)
+    centred = wide - _mean(wide, embed_axes)
+    unit = centred * lax.rsqrt(_mean(centred * centred, embed_axes) + epsilon)
+    scale = scale.astype(jnp.float32)
+    return _scaled(unit, 1.0 + scale if scale_from_one else scale, bias).astype(x.dtype)
+
+
+def _mean(x: Rows, embed_axes: Axes) -> Float[Array, "tokens 1"]:
+    """Of whole rows, of which this chip has the part `x`."""
+    size = x.shape[-1] * (lax.axis_size(embed_axes) if embed_axes else 1)
+    return collectives.all_reduce(row_sum(x), embed_axes)[:, None] / size
+
+
+def _scaled(unit: Rows, scale: Vector, bias: Vector | None) -> Rows:
+    scaled = unit * scale[None, :]
+    return scaled if bias is None else scaled + bias.astype(scaled.dtype)[None, :]
