@@ -1,4 +1,4 @@
-"""The non-linearities of feed-forwards, in float32 and rounded once to the dtype of their input, as torch computes them."""
+"""The non-linearities of feed-forwards, in float32 and rounded once to the dtype of their input, as in torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
 
 Activation = Callable[[Float[Array, "..."]], Float[Array, "..."]]
 
