@@ -35,8 +35,9 @@ def fingerprint(config: CheckpointConfig, matched: Matched, open: Open) -> str:
     whole = matched.size_bytes <= WHOLE_BYTES
     digest.update(b"whole" if whole else b"sampled")
     with ExitStack() as stack:
-        files = {path: stack.enter_context(open(path)) for path in {t.file for t in matched.sources.values()}}
-        for path, tensor in sorted(matched.sources.items()):
+        tensors = {filled: source.tensor for filled, source in matched.sources.items()}
+        files = {path: stack.enter_context(open(path)) for path in {tensor.file for tensor in tensors.values()}}
+        for path, tensor in sorted(tensors.items()):
             digest.update(json.dumps([path, tensor.dtype, tensor.shape]).encode())
             _update(digest, files[tensor.file], tensor, whole)
     return digest.hexdigest()

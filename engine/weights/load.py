@@ -6,6 +6,7 @@ piece (and, until `place` has taken it, of one parameter).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from itertools import groupby
 from typing import Any
@@ -47,23 +48,41 @@ def load_params(
     family = read_config(checkpoint, open).family
     matched = match(family, config, stored_tensors(checkpoint, open))
     declared = dict(leaves(declare(config)))
-    in_file_order = sorted(matched.sources.items(), key=lambda item: (item[1].file, item[1].start))
+    in_file_order = sorted(matched.sources.values(), key=lambda source: (source.tensor.file, source.tensor.start))
+    unfilled = Counter(fill.path for source in in_file_order for fill in source.fills)
+    arrays: dict[str, np.ndarray] = {}
     placed: dict[str, Any] = {}
     done_bytes = 0
-    for file_path, items in groupby(in_file_order, key=lambda item: item[1].file):
+    for file_path, sources in groupby(in_file_order, key=lambda source: source.tensor.file):
         with open(file_path) as file:
-            for path, tensor in items:
-                array = np.empty(declared[path].shape, DTYPES[dtype])
-                flat, filled = array.reshape(-1), 0
-                for piece in read_pieces(file, tensor):
-                    _check_finite(piece, tensor)
-                    flat[filled : filled + piece.size] = piece
+            for source in sources:
+                stored, filled = np.empty(source.tensor.size, DTYPES[dtype]), 0
+                first = source.fills[0]
+                if first.stored == tuple((axis,) for axis in first.parameter.axes) and len(source.fills) == 1:
+                    arrays[first.path] = stored.reshape(first.parameter.shape)
+                for piece in read_pieces(file, source.tensor):
+                    _check_finite(piece, source.tensor)
+                    stored[filled : filled + piece.size] = piece
                     filled += piece.size
                     done_bytes += piece.nbytes
                     progress(done_bytes, matched.size_bytes)
-                placed[path] = place(path, array)
+                for fill in source.fills:
+                    path = fill.path
+                    array = arrays[path] if path in arrays else np.empty(declared[path].shape, DTYPES[dtype])
+                    arrays[path] = array
+                    part = array if fill.expert is None else array[fill.expert]
+                    taken = tuple(slice(at, at + size) for at, size in zip(fill.starts, fill.shape, strict=True))
+                    sizes: dict[str, int] = dict(zip(fill.parameter.axes, fill.parameter.shape, strict=True))
+                    axes = [str(axis) for merged in fill.stored for axis in merged]
+                    wanted = [axis for axis in fill.parameter.axes if axis in axes]
+                    named = stored.reshape(source.tensor.shape)[taken].reshape([sizes[axis] for axis in axes])
+                    if array.base is not stored:
+                        part[...] = named.transpose([axes.index(axis) for axis in wanted])
+                    unfilled[path] -= 1
+                    if not unfilled[path]:
+                        placed[path] = place(path, arrays.pop(path))
     if matched.head_copy:
-        _check_copy(matched.head_copy, matched.sources["embedding"], open)
+        _check_copy(matched.head_copy, matched.sources["embedding"].tensor, open)
     return build(config, lambda path, _: placed[path])
 
 
