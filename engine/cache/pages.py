@@ -4,10 +4,17 @@ A slot's context is a list of pages (its row of the page table), so memory is sh
 into equal slots of the longest length, and samples of one prompt can hold the same pages. Page 0 is nobody's: writes
 that must go nowhere go there. Every function takes the cache and gives it back; programs donate it, so updates happen
 in place.
+
+A pool is an array, or in int8 a `Quantized` one with a scale for each position of each head. A position is quantised
+once, when it is written, from its own numbers alone; so int8, too, gives a slot the same results whatever is beside it
+and however decode is cut into chunks. Attention scales logits and weights, never a copy of the cache.
+
+Shapes are those of the arrays at hand: on a mesh, one chip's part of the pages and of the heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +24,12 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from engine.model.config import ModelConfig
+from engine.model.quantized import Quantized, quantize
 
 NULL_PAGE = 0
 
-Pages = Float[Array, "pages kv_heads page_tokens head_dim"]
+Pool = Array | Quantized
+"""[pages, kv_heads, page_tokens, head_dim]; the scales of an int8 pool are [pages, kv_heads, page_tokens]."""
 
 
 @jax.tree_util.register_dataclass
@@ -28,7 +37,7 @@ Pages = Float[Array, "pages kv_heads page_tokens head_dim"]
 class PagedCache:
     """Keys and values of every layer."""
 
-    keys: list[Any]  # one a layer, [pages, kv_heads, page_tokens, head_dim]
+    keys: list[Any]  # one Pool a layer
     values: list[Any]  # the same
 
     @property
@@ -36,17 +45,32 @@ class PagedCache:
         return self.keys[0].shape[2]
 
 
-def allocate(config: ModelConfig, pages: int, page_tokens: int, dtype: jnp.dtype) -> PagedCache:
-    shape = (pages, config.kv_heads, page_tokens, config.head_dim)
-    return PagedCache(
-        [jnp.zeros(shape, dtype) for _ in range(config.layers)],
-        [jnp.zeros(shape, dtype) for _ in range(config.layers)],
-    )
+def allocate(
+    layers: int, pages: int, kv_heads: int, page_tokens: int, head_dim: int, dtype: jnp.dtype | str
+) -> PagedCache:
+    """An empty cache; `dtype` is float32, bfloat16 or int8."""
+    shape = (pages, kv_heads, page_tokens, head_dim)
+
+    def pool() -> Pool:
+        numbers = jnp.zeros(shape, dtype)
+        return Quantized(numbers, jnp.zeros(shape[:-1], jnp.float32)) if numbers.dtype == jnp.int8 else numbers
+
+    return PagedCache([pool() for _ in range(layers)], [pool() for _ in range(layers)])
 
 
-def page_bytes(config: ModelConfig, page_tokens: int, dtype: jnp.dtype) -> int:
-    """Bytes of one page across all layers, keys and values."""
-    return 2 * config.layers * config.kv_heads * config.head_dim * page_tokens * jnp.dtype(dtype).itemsize
+def page_bytes(config: ModelConfig, page_tokens: int, dtype: jnp.dtype | str, kv_heads: int | None = None) -> int:
+    """Bytes of one page across all layers, keys and values; `kv_heads` where a chip holds fewer or more than all."""
+    numbers = jnp.dtype(dtype)
+    scale_bytes = 4 if numbers == jnp.int8 else 0
+    positions = 2 * config.layers * (kv_heads or config.kv_heads) * page_tokens
+    return positions * (config.head_dim * numbers.itemsize + scale_bytes)
+
+
+def stored(numbers: Pool, like: Pool) -> Pool:
+    """Keys or values in the form that this pool keeps."""
+    if isinstance(like, Quantized):
+        return numbers if isinstance(numbers, Quantized) else quantize(numbers)
+    return numbers
 
 
 def append(
@@ -59,42 +83,50 @@ def append(
 ) -> PagedCache:
     """Writes one position a slot: `offsets[slot]` of page `pages[slot]`."""
 
-    def write(pool: list[Pages], update: Array) -> list[Pages]:
-        return [*pool[:layer], pool[layer].at[pages, :, offsets].set(update), *pool[layer + 1 :]]
+    def write(pool: Array, update: Array) -> Array:
+        # Single rows, each of one head: with a window over heads a TPU would lay an int8 pool out anew, and back.
+        heads = pool.shape[1]
+        rows = pages[:, None] * heads + jnp.arange(heads)[None]
+        by_head = pool.reshape(-1, *pool.shape[2:])
+        flat = update.reshape(-1, *update.shape[2:])
+        return by_head.at[rows.reshape(-1), jnp.repeat(offsets, heads)].set(flat).reshape(pool.shape)
 
-    return PagedCache(write(cache.keys, keys), write(cache.values, values))
+    def written(pools: list[Pool], update: Array) -> list[Pool]:
+        return [*pools[:layer], _both(write, pools[layer], update), *pools[layer + 1 :]]
+
+    return PagedCache(written(cache.keys, keys), written(cache.values, values))
 
 
 def insert(
     cache: PagedCache,
-    keys: list[Float[Array, "rows seq kv_heads head_dim"]],
-    values: list[Float[Array, "rows seq kv_heads head_dim"]],
+    keys: list[Any],  # one a layer, [rows, seq, kv_heads, head_dim]
+    values: list[Any],  # the same
     pages: Int[Array, "rows blocks"],
 ) -> PagedCache:
     """Writes prefilled rows into pages: block b of row r goes to `pages[r, b]`, the null page where it is padding."""
     rows, blocks = pages.shape
     length = min(cache.page_tokens, keys[0].shape[1])  # a bucket shorter than a page fills a part of one
 
-    def write(pool: Pages, update: Array) -> Pages:
+    def write(pool: Array, update: Array) -> Array:
         by_block = jnp.swapaxes(update.reshape(rows * blocks, length, *update.shape[2:]), 1, 2)
 
-        def one(index: Int[Array, ""], pool: Pages) -> Pages:
-            page = pages.reshape(-1)[index]
+        def one(index: Int[Array, ""], pool: Array) -> Array:
             piece = lax.dynamic_index_in_dim(by_block, index)
-            return lax.dynamic_update_slice(pool, piece, (page, 0, 0, 0))
+            return lax.dynamic_update_slice(pool, piece, (pages.reshape(-1)[index], *(0,) * (pool.ndim - 1)))
 
         return lax.fori_loop(0, rows * blocks, one, pool)
 
-    return PagedCache(
-        [write(pool, update) for pool, update in zip(cache.keys, keys, strict=True)],
-        [write(pool, update) for pool, update in zip(cache.values, values, strict=True)],
-    )
+    def written(pools: list[Pool], updates: list[Pool]) -> list[Pool]:
+        return [_both(write, pool, update) for pool, update in zip(pools, updates, strict=True)]
+
+    return PagedCache(written(cache.keys, keys), written(cache.values, values))
 
 
 def copy(cache: PagedCache, source: Int[Array, " copies"], target: Int[Array, " copies"]) -> PagedCache:
     """Copies whole pages; null to null where there are fewer copies than the program has room for."""
+    return jax.tree.map(lambda pool: pool.at[target].set(pool[source]), cache)
 
-    def write(pool: Pages) -> Pages:
-        return pool.at[target].set(pool[source])
 
-    return PagedCache([write(pool) for pool in cache.keys], [write(pool) for pool in cache.values])
+def _both(write: Callable[[Array, Array], Array], pool: Pool, update: Pool) -> Pool:
+    """Writes the numbers and, where a pool has them, their scales."""
+    return jax.tree.map(write, pool, stored(update, pool))

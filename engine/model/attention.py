@@ -5,6 +5,9 @@ nothing (its weights are zero, its rescaling is one), so a result depends on the
 no batch mate's length and no bucket. And sequence sharding: what chips found in their own blocks merges by the same
 rule.
 
+Keys and values may be int8 with a scale for each position and head: a key's scale multiplies its logits, a value's its
+weight, so no floating copy of them is made.
+
 Everywhere logit = softcap(scale * query . key), and a query at position p sees the keys at p - window + 1 up to p.
 """
 
@@ -19,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from engine import collectives
 from engine.collectives import Axes
+from engine.model.quantized import Quantized, parts
 from engine.model.reductions import row_sum
 
 _MASKED = -1e30  # finite: exp(_MASKED - _MASKED) must not be NaN
@@ -41,9 +45,13 @@ class _Logits(NamedTuple):
     def of(
         self,
         queries: Float[Array, "*batch kv_heads queries head_dim"],
-        keys: Float[Array, "*batch kv_heads block head_dim"],
+        keys: Float[Array, "*batch kv_heads block head_dim"] | Quantized,
     ) -> Float[Array, "*batch kv_heads queries block"]:
+        keys, key_scale = parts(keys)
+        keys = keys.astype(queries.dtype)  # of int8, exact
         logits = jnp.einsum("...qd,...sd->...qs", queries, keys, preferred_element_type=jnp.float32) * self.scale
+        if key_scale is not None:
+            logits = logits * key_scale[..., None, :]
         return logits if self.softcap is None else self.softcap * jnp.tanh(logits / self.softcap)
 
 
@@ -55,17 +63,22 @@ def _nothing(*shape: int) -> Partial:
 def _add_block(
     partial: Partial,
     logits: Float[Array, "*batch kv_heads queries block"],
-    values: Float[Array, "*batch kv_heads block head_dim"],
+    values: Float[Array, "*batch kv_heads block head_dim"] | Quantized,
     visible: Bool[Array, "..."],  # broadcastable to [*batch, kv_heads, queries, block], of that rank
+    dtype: jnp.dtype,  # in which weights and values are multiplied
 ) -> Partial:
     logits = jnp.where(visible, logits, _MASKED)
     maximum = jnp.maximum(partial.maximum, logits.max(-1))
     weights = jnp.where(visible, jnp.exp(logits - maximum[..., None]), 0.0)
     rescale = jnp.exp(partial.maximum - maximum)
-    block = jnp.einsum("...qs,...sd->...qd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    return Partial(
-        maximum, partial.normaliser * rescale + row_sum(weights), partial.weighted * rescale[..., None] + block
+    normaliser = partial.normaliser * rescale + row_sum(weights)
+    values, value_scale = parts(values)
+    if value_scale is not None:
+        weights = weights * value_scale[..., None, :]
+    block = jnp.einsum(
+        "...qs,...sd->...qd", weights.astype(dtype), values.astype(dtype), preferred_element_type=jnp.float32
     )
+    return Partial(maximum, normaliser, partial.weighted * rescale[..., None] + block)
 
 
 def finish(partial: Partial) -> Float[Array, "*batch kv_heads queries head_dim"]:
@@ -128,7 +141,7 @@ def causal_attention(
             def add(at: Int[Array, ""], partial: Partial) -> Partial:
                 k, v = (lax.dynamic_slice_in_dim(x, at * key_block, key_block, axis=1) for x in by_head[1:])
                 visible = _visible((at * key_block + key_offsets)[None, :], position[:, None], window)
-                return _add_block(partial, logits.of(q, k), v, visible[None])
+                return _add_block(partial, logits.of(q, k), v, visible[None], q.dtype)
 
             last = (start + query_block - 1) // key_block
             partial = lax.fori_loop(
@@ -148,8 +161,8 @@ def causal_attention(
 
 def paged_attention(
     queries: Float[Array, "slots heads head_dim"],
-    key_pages: Float[Array, "pages kv_heads page_tokens head_dim"],
-    value_pages: Float[Array, "pages kv_heads page_tokens head_dim"],
+    key_pages: Float[Array, "pages kv_heads page_tokens head_dim"] | Quantized,
+    value_pages: Float[Array, "pages kv_heads page_tokens head_dim"] | Quantized,
     table: Int[Array, "slots blocks"],
     lengths: Int[Array, " slots"],
     loop_over_slots: bool,
@@ -179,8 +192,8 @@ def paged_attention(
 
 def paged_attention_partial(
     queries: Float[Array, "slots heads head_dim"],
-    key_pages: Float[Array, "pages kv_heads page_tokens head_dim"],
-    value_pages: Float[Array, "pages kv_heads page_tokens head_dim"],
+    key_pages: Float[Array, "pages kv_heads page_tokens head_dim"] | Quantized,
+    value_pages: Float[Array, "pages kv_heads page_tokens head_dim"] | Quantized,
     table: Int[Array, "slots blocks"],
     lengths: Int[Array, " slots"],
     loop_over_slots: bool,
@@ -205,6 +218,7 @@ def paged_attention_partial(
     grouped = queries.reshape(slots, kv_heads, heads // kv_heads, head_dim)
     logits = _Logits(head_dim**-0.5 if scale is None else scale, softcap)
     offsets = jnp.arange(page_tokens)
+    pools = (key_pages, value_pages)
 
     def own_blocks_before(block: Int[Array, "*slots"]) -> Int[Array, "*slots"]:
         """How many blocks of this table come before a block of the whole sequence."""
@@ -221,8 +235,8 @@ def paged_attention_partial(
         q, pages, length, begin, end = slot
 
         def add(at: Int[Array, ""], partial: Partial) -> Partial:
-            k, v = (lax.dynamic_index_in_dim(x, pages[at], keepdims=False) for x in (key_pages, value_pages))
-            return _add_block(partial, logits.of(q, k), v, keys_seen(at, length)[None, None])
+            k, v = jax.tree.map(lambda pool: lax.dynamic_index_in_dim(pool, pages[at], keepdims=False), pools)
+            return _add_block(partial, logits.of(q, k), v, keys_seen(at, length)[None, None], q.dtype)
 
         return lax.fori_loop(begin, end, add, _nothing(*q.shape))
 
@@ -235,7 +249,8 @@ def paged_attention_partial(
                 block = begins + step
                 pages = jnp.take_along_axis(table, block[:, None], axis=1, mode="clip")[:, 0]
             visible = jax.vmap(keys_seen)(block, lengths)[:, None, None]
-            return _add_block(partial, logits.of(grouped, key_pages[pages]), value_pages[pages], visible)
+            k, v = jax.tree.map(lambda pool: pool[pages], pools)
+            return _add_block(partial, logits.of(grouped, k), v, visible, grouped.dtype)
 
         return lax.fori_loop(0, (ends - begins).max(), add, _nothing(*grouped.shape))
 

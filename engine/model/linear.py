@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from engine.model.quantized import Quantized
+from engine.model.quantized import Quantized, dequantize, parts
 
 
 def linear(
@@ -30,7 +31,7 @@ def linear(
     Both operands are contracted over their minor axis: on CPU that makes a row's result independent of how many rows
     there are (from 8 up), which is what makes a record's answer independent of its batch.
     """
-    values, scale = (weight.values, weight.scale) if isinstance(weight, Quantized) else (weight, None)
+    values, scale = parts(weight)
     outputs, contracted = values.shape[: values.ndim - inputs], values.shape[values.ndim - inputs :]
     assert x.shape[1:] == contracted, f"{x.shape=} does not fit {weight.shape=} with {inputs=}"
     x = x.reshape(x.shape[0], math.prod(contracted))
@@ -47,6 +48,4 @@ def linear(
 
 def take(table: Float[Array, "rows columns"] | Quantized, indices: Int[Array, "..."], dtype: jnp.dtype) -> Array:
     """Rows of a table (an embedding), in `dtype`; only those that are taken are dequantised."""
-    if not isinstance(table, Quantized):
-        return table[indices].astype(dtype)
-    return (table.values[indices].astype(jnp.float32) * table.scale[indices][..., None]).astype(dtype)
+    return dequantize(jax.tree.map(lambda leaf: leaf[indices], table), dtype)

@@ -61,6 +61,11 @@ def quantize(array: np.ndarray | Array, inputs: int = 1) -> Quantized:
         return Quantized(xp.clip(steps, -LEVELS, LEVELS).astype(np.int8), scale.astype(np.float32))
 
 
+def parts(array: Array | Quantized) -> tuple[Array, Array | None]:
+    """The numbers, and the scales of the channels where they have any."""
+    return (array.values, array.scale) if isinstance(array, Quantized) else (array, None)
+
+
 def dequantize(array: Array | Quantized, dtype: Any = jnp.float32) -> Array:
     """The whole array in a floating dtype. For looking at, not for computing with: it is the copy that int8 avoids."""
     if not isinstance(array, Quantized):
