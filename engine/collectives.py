@@ -6,8 +6,6 @@ that is sharded over (a, b) has a as its major axis: shard i of a, then shard j 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
@@ -15,6 +13,8 @@ from jaxtyping import Array, Int
 from engine.axes import MeshAxis
 
 Axes = tuple[MeshAxis, ...]
+
+_FEW_ROWS, _RUN = 8, 512
 
 
 def all_gather(x: Array, axes: Axes, dim: int = 0) -> Array:
@@ -25,9 +25,20 @@ def all_gather(x: Array, axes: Axes, dim: int = 0) -> Array:
 
 
 def reduce_scatter(x: Array, axes: Axes, dim: int = 0) -> Array:
-    """[.. dim ..] (partialsum-axes) -> [.. dim.axes ..]."""
+    """[.. dim ..] (partialsum-axes) -> [.. dim.axes ..].
+
+    The shards are made a dimension of their own: scattered so, a TPU sends exactly the shards. Scattering a dimension
+    that is tiled in memory, it pads them and moves the overhang in a second step, or, below 8 rows a shard, sends
+    everything everywhere; so few rows are scattered as one long run of numbers.
+    """
     for axis in axes:
-        x = lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
+        parts, size = lax.axis_size(axis), x.shape[dim] // lax.axis_size(axis)
+        shape = (*x.shape[:dim], size, *x.shape[dim + 1 :])
+        if dim == 0 and size < _FEW_ROWS and x.size % (parts * _RUN) == 0:
+            pieces = x.reshape(parts, -1, _RUN)
+        else:
+            pieces = x.reshape(*x.shape[:dim], parts, size, *x.shape[dim + 1 :])
+        x = lax.psum_scatter(pieces, axis, scatter_dimension=dim, tiled=False).reshape(shape)
     return x
 
 
@@ -61,7 +72,3 @@ def shard(x: Array, axes: Axes, dim: int = 0) -> Array:
     size = x.shape[dim] // lax.axis_size(axes)
     return lax.dynamic_slice_in_dim(x, index(axes) * size, size, axis=dim)
 
-
-def shard_rows(arrays: Sequence[Array], axes: Axes) -> list[Array]:
-    """`shard` of several arrays over their first dimension."""
-    return [shard(x, axes) for x in arrays]

@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from engine.axes import Axis, MeshAxis
 from engine.errors import NoFeasiblePlan
@@ -200,6 +200,23 @@ class Layouts:
         return self.prefill.mesh
 
 
+class ModelSizes(Protocol):
+    """The part of a ModelConfig that layouts are about."""
+
+    @property
+    def embed(self) -> int: ...
+    @property
+    def ffn(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def vocab(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class HeldSizes:
     """Sizes of the dimensions that are padded with zeros to divide over the chips."""
@@ -209,54 +226,56 @@ class HeldSizes:
     vocab: int
 
 
-def held_sizes(heads: int, kv_heads: int, vocab: int, layouts: Layouts) -> HeldSizes:
-    """The smallest sizes that divide.
+def held_sizes(config: ModelSizes, layouts: Layouts) -> HeldSizes:
+    """The smallest sizes that divide in both phases.
 
     Query heads are padded within their group, so that each stays with its key and value head; where each has its own
     they are padded together. Where neither the number of shards nor that of key and value heads divides the other, key
     and value heads are padded up to the next number that does.
     """
-    shards = math.lcm(layouts.prefill.head_shards, layouts.decode.head_shards)
-    vocab_held = _up_to(vocab, layouts.prefill.vocab_shards)
-    if heads == kv_heads:
-        return HeldSizes(_up_to(heads, shards), _up_to(heads, shards), vocab_held)
-    kv_held = kv_heads
-    while kv_held % shards and shards % kv_held:
-        kv_held += 1
-    group = heads // kv_heads
-    if kv_held < shards:
-        group = _up_to(group, shards // kv_held)
-    return HeldSizes(kv_held * group, kv_held, vocab_held)
+    vocab = _up_to(config.vocab, layouts.prefill.vocab_shards)
+    shards = {layouts.prefill.head_shards, layouts.decode.head_shards}
+    if config.heads == config.kv_heads:
+        heads = _up_to(config.heads, math.lcm(*shards))
+        return HeldSizes(heads, heads, vocab)
+    kv_heads = config.kv_heads
+    while any(kv_heads % one and one % kv_heads for one in shards):
+        kv_heads += 1
+    copies = math.lcm(*(max(1, one // kv_heads) for one in shards))
+    return HeldSizes(kv_heads * _up_to(config.heads // config.kv_heads, copies), kv_heads, vocab)
 
 
-def check_divides(embed: int, ffn: int, kv_dim: int, layouts: Layouts) -> None:
-    """Raises NoFeasiblePlan, with the nearest mesh that works, where the model does not divide over the mesh.
-
-    `kv_dim` is key and value heads times head_dim.
-    """
-    fault = _indivisible(embed, ffn, kv_dim, layouts.prefill)
+def check_divides(config: ModelSizes, layouts: Layouts) -> None:
+    """Raises NoFeasiblePlan, with the nearest mesh that works, where the model does not divide over the mesh."""
+    fault = _indivisible(config, layouts)
     if fault is None:
         return
     mesh = layouts.mesh
+
+    def over(candidate: MeshShape) -> Layouts:
+        return Layouts(replace(layouts.prefill, mesh=candidate), replace(layouts.decode, mesh=candidate))
+
     near = [
         candidate
         for chips in range(1, 2 * mesh.chips + 1)
         for candidate in _meshes(chips)
-        if _indivisible(embed, ffn, kv_dim, replace(layouts.prefill, mesh=candidate)) is None
+        if _indivisible(config, over(candidate)) is None
     ]
     best = min(near, key=lambda one: (abs(one.chips - mesh.chips), _distance(one, mesh)))
     raise NoFeasiblePlan(f"the mesh {mesh} does not divide the model: {fault}; the nearest mesh that does is {best}")
 
 
-def _indivisible(embed: int, ffn: int, kv_dim: int, layout: Layout) -> str | None:
-    across_ffn, across_embed = layout.mesh.size(layout.rest_ffn), layout.mesh.size(layout.rest_embed)
-    for name, size, shards, axes in (
-        ("embed", embed, across_embed, layout.rest_embed),
-        ("ffn", ffn, across_ffn, layout.rest_ffn),
-        ("kv_heads x head_dim", kv_dim, across_ffn, layout.rest_ffn),
+def _indivisible(config: ModelSizes, layouts: Layouts) -> str | None:
+    layout, mesh = layouts.prefill, layouts.mesh
+    kv_heads = held_sizes(config, layouts).kv_heads
+    kv_dim_axes = layout.rest_ffn[len(layout.kv_heads_split(kv_heads)) :]
+    for name, size, axes in (
+        ("embed", config.embed, layout.rest_embed),
+        ("ffn", config.ffn, layout.rest_ffn),
+        ("head_dim", config.head_dim, kv_dim_axes),
     ):
-        if size % shards:
-            return f"{name}={size} over {' x '.join(sorted(axes))} = {shards}"
+        if size % mesh.size(axes):
+            return f"{name}={size} is not a multiple of {' x '.join(sorted(axes)).upper()} = {mesh.size(axes)}"
     return None
 
 

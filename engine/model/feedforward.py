@@ -1,15 +1,39 @@
-"""The gated feed-forward (SwiGLU, Shazeer 2020): down(silu(gate x) * up x)."""
+"""The feed-forward: down(activation(gate x) * up x) (GLU variants, Shazeer 2020), or down(activation(up x))."""
 
 from __future__ import annotations
 
-import jax
+from jax import lax
 from jaxtyping import Array, Float
 
+from engine.collectives import all_gather
+from engine.model.activations import activation
 from engine.model.linear import linear
 from engine.model.params import Params
+from engine.model.partition import Partition, sharded
+
+MATRICES = ("gate", "up", "down")
 
 
-def feedforward(layer: Params, x: Float[Array, "tokens embed"]) -> Float[Array, "tokens embed"]:
-    gate = linear(x, layer["gate"], layer.get("gate_bias"))
-    up = linear(x, layer["up"], layer.get("up_bias"))
-    return linear(jax.nn.silu(gate) * up, layer["down"], layer.get("down_bias"))
+def feedforward(
+    x: Float[Array, "tokens embed"], used: Params, layer: Params, model: Partition
+) -> Float[Array, "tokens embed"]:
+    """[tokens.G, embed.e] -> [tokens.G, embed.e] (partialsum-F), without the last bias; `used` has MATRICES in use."""
+
+    def some(x: Array) -> Array:
+        up = model.enter(x, used["up"], _bias("up", layer, model))
+        act = activation(model.config.activation)
+        if model.config.gated:
+            hidden = act(model.enter(x, used["gate"], _bias("gate", layer, model))) * up
+        else:
+            hidden = act(up)
+        # [tokens.(G,e), ffn.F] -> [tokens.G, ffn.F]
+        return linear(all_gather(hidden, model.layout.used_embed), used["down"])
+
+    pieces = -(-x.shape[0] // model.micro_tokens) if model.micro_tokens else 1
+    if pieces == 1:
+        return some(x)
+    return lax.map(some, x.reshape(pieces, -1, x.shape[1])).reshape(x.shape)
+
+
+def _bias(name: str, layer: Params, model: Partition) -> Array | None:
+    return sharded(layer.get(f"{name}_bias"), (model.layout.used_ffn,))

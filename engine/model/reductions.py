@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from engine.collectives import Axes, all_reduce, largest
+
 
 def row_sum(x: Float[Array, "*rows columns"]) -> Float[Array, "*rows"]:
     """Sum over the last axis."""
@@ -27,7 +29,7 @@ def _tree_sum(x: Float[Array, "*rows columns"]) -> Float[Array, "*rows"]:
     return x[..., 0]
 
 
-def log_sum_exp(x: Float[Array, "*rows columns"]) -> Float[Array, "*rows"]:
-    """log(sum(exp(x))) over the last axis; the largest element must be finite."""
-    largest = x.max(-1)
-    return largest + jnp.log(row_sum(jnp.exp(x - largest[..., None])))
+def log_sum_exp(x: Float[Array, "*rows columns"], axes: Axes = ()) -> Float[Array, "*rows"]:
+    """log(sum(exp(x))) over the last axis, which may be split over mesh axes; the largest element must be finite."""
+    most = largest(x.max(-1), axes)
+    return most + jnp.log(all_reduce(row_sum(jnp.exp(x - most[..., None])), axes))

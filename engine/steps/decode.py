@@ -15,10 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from engine.cache import pages
 from engine.cache.pages import NULL_PAGE, PagedCache
-from engine.model.attention import paged_attention
-from engine.model.config import ModelConfig
+from engine.collectives import all_gather, all_to_all, index, shard
+from engine.model.attention import finish, merge_partials, paged_attention, paged_attention_partial
+from engine.model.attention_projections import own_kv_heads
 from engine.model.decoder import hidden_states, logits
 from engine.model.params import Params
+from engine.model.partition import Partition
 from engine.model.reductions import log_sum_exp
 from engine.steps.sampling import Leaf, SamplingRules, choose
 
@@ -58,9 +60,9 @@ class Generated:
 
 def decode(
     params: Params,
-    config: ModelConfig,
+    model: Partition,
     cache: PagedCache,
-    table: Int[Array, "slots blocks"],
+    table: Int[Array, "1 rows blocks"],
     slots: Slots,
     eos_tokens: tuple[int, ...],
     enough_finished: Int[Array, ""],
@@ -69,17 +71,20 @@ def decode(
 ) -> tuple[PagedCache, Slots, Generated, Int[Array, ""]]:
     """Up to `steps` steps; ends sooner once `enough_finished` of the slots that ran have finished, or all have.
 
-    Returns the cache, the slots, the tokens, and how many steps ran.
+    Returns the cache, the slots, the tokens, and how many steps ran. Every chip knows all slots; of the cache and the
+    page table it has its own part: the rows of its slots, or of all slots and every n-th page.
     """
     count = slots.token.shape[0]
-    top = min(TOP_LOGPROBS, config.vocab)
+    everywhere = model.layout.everything
+    top = min(TOP_LOGPROBS, model.config.vocab)
     empty = Generated(
         jnp.zeros((steps, count), jnp.int32),
         jnp.zeros((steps, count), jnp.float32),
         jnp.zeros((steps, count, top), jnp.int32),
         jnp.zeros((steps, count, top), jnp.float32),
     )
-    ends = _end_tokens(config.vocab, slots, eos_tokens)
+    own = jax.tree.map(lambda x: shard(jnp.asarray(x), everywhere), slots)  # what this chip samples for
+    ends = _end_tokens(model.held.vocab, own, eos_tokens)
     running_at_start = jnp.sum(slots.finish == RUNNING, dtype=jnp.int32)
 
     def go_on(state: tuple[PagedCache, Slots, Generated, Int[Array, ""]]) -> Bool[Array, ""]:
@@ -91,21 +96,23 @@ def decode(
         state: tuple[PagedCache, Slots, Generated, Int[Array, ""]],
     ) -> tuple[PagedCache, Slots, Generated, Int[Array, ""]]:
         cache, slots, out, step = state
-        cache, raw = _logits(params, config, cache, table, slots, loop_over_slots)
-        allowed = ~ends | (slots.generated + 1 > slots.min_tokens)[:, None]
-        token = choose(raw, slots.rules, slots.length + 1, allowed, loop_over_slots)
+        cache, raw = _logits(params, model, cache, table[0], slots, loop_over_slots)
+        generated, length = (shard(x, everywhere) for x in (slots.generated, slots.length))
+        allowed = ~ends | (generated + 1 > own.min_tokens)[:, None]
+        token = choose(raw, own.rules, length + 1, allowed, loop_over_slots)
         normaliser = log_sum_exp(raw)
         logprob = jnp.take_along_axis(raw, token[:, None], axis=-1)[:, 0] - normaliser
 
         def alternatives() -> tuple[Array, Array]:
             best, ids = lax.top_k(raw, top)
-            return ids, best - normaliser[:, None]
+            return all_gather(ids, everywhere), all_gather(best - normaliser[:, None], everywhere)
 
         none = (jnp.zeros((count, top), jnp.int32), jnp.zeros((count, top), jnp.float32))
         top_ids, top_values = lax.cond(jnp.any(slots.top_logprobs), alternatives, lambda: none)
+        token = all_gather(token, everywhere)
         out = Generated(
             out.tokens.at[step].set(token),
-            out.logprobs.at[step].set(logprob),
+            out.logprobs.at[step].set(all_gather(logprob, everywhere)),
             out.top_tokens.at[step].set(top_ids),
             out.top_logprobs.at[step].set(top_values),
         )
@@ -116,26 +123,48 @@ def decode(
 
 def _logits(
     params: Params,
-    config: ModelConfig,
+    model: Partition,
     cache: PagedCache,
-    table: Int[Array, "slots blocks"],
+    table: Int[Array, "rows blocks"],
     slots: Slots,
     loop_over_slots: bool,
-) -> tuple[PagedCache, Float[Array, "slots vocab"]]:
-    """Puts every running slot's token into the cache and returns the logits of what follows it."""
-    running = slots.finish == RUNNING
-    block = jnp.minimum(slots.length // cache.page_tokens, table.shape[1] - 1)
-    page = jnp.where(running, jnp.take_along_axis(table, block[:, None], axis=1)[:, 0], NULL_PAGE)
-    offset = slots.length % cache.page_tokens
-    lengths = jnp.where(running, slots.length + 1, 0)
+) -> tuple[PagedCache, Float[Array, "own_slots vocab"]]:
+    """Puts every running slot's token into the cache and returns the logits of what follows it, each chip of its slots.
+
+    A chip that holds a part of every sequence is given all queries; the results over the parts are merged.
+    """
+    layout, config = model.layout, model.config
+    over_sequence = layout.attention_sequence
+    parts, part = layout.mesh.size(over_sequence), index(over_sequence)
+    length, running = (shard(x, layout.attention_rows) for x in (slots.length, slots.finish == RUNNING))
+    block = length // cache.page_tokens
+    at = jnp.minimum(block // parts, table.shape[1] - 1)
+    page = jnp.take_along_axis(table, at[:, None], axis=1)[:, 0]
+    page = jnp.where(running & (block % parts == part), page, NULL_PAGE)
+    offset = length % cache.page_tokens
+    lengths = jnp.where(running, length + 1, 0)
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         nonlocal cache
+        q, k, v = (all_gather(x, over_sequence) for x in (q, k, v))
+        k, v = (own_kv_heads(x, model, dim=1) for x in (k, v))
         cache = pages.append(cache, layer, k, v, page, offset)
-        return paged_attention(q, cache.keys[layer], cache.values[layer], table, lengths, loop_over_slots)
+        how = {
+            "scale": config.attention_scale,
+            "softcap": config.attention_softcap,
+            "window": config.window(layer),
+        }
+        of_layer = (cache.keys[layer], cache.values[layer], table, lengths, loop_over_slots)
+        if not over_sequence:
+            return paged_attention(q, *of_layer, **how)
+        partial = paged_attention_partial(q, *of_layer, **how, first_block=part, block_stride=parts)
+        merged = finish(merge_partials(partial, over_sequence))  # [own slots, kv_heads, group, head_dim]
+        return merged.astype(q.dtype).reshape(-1, *q.shape[1:])
 
-    hidden = hidden_states(params, config, slots.token, slots.length, attend)
-    return cache, logits(params, hidden)
+    out = logits(params, model, hidden_states(params, model, slots.token, slots.length, attend))
+    for axis in reversed(layout.rest_ffn):  # [tokens.E, vocab.F] -> [tokens.everything, vocab]
+        out = all_to_all(out, axis, split=0, concat=1)
+    return cache, out
 
 
 def _end_tokens(vocab: int, slots: Slots, eos_tokens: tuple[int, ...]) -> Bool[Array, "slots vocab"]:

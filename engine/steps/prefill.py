@@ -9,31 +9,60 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from engine.collectives import all_gather, index
 from engine.model.attention import causal_attention
-from engine.model.config import ModelConfig
+from engine.model.attention_projections import own_kv_heads
 from engine.model.decoder import hidden_states
 from engine.model.params import Params
+from engine.model.partition import Partition
 
 KeysOrValues = list[Float[Array, "rows seq kv_heads head_dim"]]
 
 
 def prefill(
-    params: Params, config: ModelConfig, tokens: Int[Array, "rows seq"]
-) -> tuple[KeysOrValues, KeysOrValues, Float[Array, "rows seq embed"]]:
+    params: Params, model: Partition, tokens: Int[Array, "rows seq"]
+) -> tuple[KeysOrValues, KeysOrValues, Float[Array, "residual_tokens embed"]]:
     """Keys and values of every layer, and the final hidden states, of rows padded on the right.
 
-    What stands at a row's padding is meaningless and, by causality, without influence on what stands before it.
+    What stands at a row's padding is meaningless and, by causality, without influence on what stands before it. Every
+    chip is given all tokens; it returns the keys and values of its `attention_rows`, `attention_sequence` and
+    `kv_heads_held`, and its part of the residual stream, whose tokens are in the order of `flatten`.
     """
+    layout, config = model.layout, model.config
     rows, seq = tokens.shape
+    rows //= layout.mesh.size(layout.attention_rows)
+    chunk = seq // layout.mesh.size(layout.attention_sequence)
     keys: KeysOrValues = []
     values: KeysOrValues = []
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-        q, k, v = (x.reshape(rows, seq, *x.shape[1:]) for x in (q, k, v))
+        q, k, v = (x.reshape(rows, chunk, *x.shape[1:]) for x in (q, k, v))
         keys.append(k)
         values.append(v)
-        return causal_attention(q, k, v).reshape(rows * seq, *q.shape[2:])
+        k, v = (own_kv_heads(all_gather(x, layout.attention_sequence, dim=1), model, dim=2) for x in (k, v))
+        mixed = causal_attention(
+            q,
+            k,
+            v,
+            scale=config.attention_scale,
+            softcap=config.attention_softcap,
+            window=config.window(layer),
+            query_start=index(layout.attention_sequence) * chunk,
+        )
+        return mixed.reshape(rows * chunk, *mixed.shape[2:])
 
-    positions = jnp.tile(jnp.arange(seq), rows)
-    hidden = hidden_states(params, config, tokens.reshape(-1), positions, attend)
-    return keys, values, hidden.reshape(rows, seq, -1)
+    positions = jnp.broadcast_to(jnp.arange(seq)[None], tokens.shape)
+    hidden = hidden_states(params, model, flatten(tokens, model), flatten(positions, model), attend)
+    return keys, values, hidden
+
+
+def flatten(rows: Int[Array, "rows seq"], model: Partition) -> Int[Array, " tokens"]:
+    """Tokens in the order in which they are split over chips: row by row, or first by part of the sequence."""
+    parts = model.layout.mesh.size(model.layout.attention_sequence)
+    return jnp.swapaxes(rows.reshape(rows.shape[0], parts, -1), 0, 1).reshape(-1)
+
+
+def unflatten(tokens: Array, model: Partition, rows: int) -> Array:
+    """The reverse of `flatten`: [rows, seq]."""
+    parts = model.layout.mesh.size(model.layout.attention_sequence)
+    return jnp.swapaxes(tokens.reshape(parts, rows, -1), 0, 1).reshape(rows, -1)

@@ -1,0 +1,105 @@
+"""A model on a mesh: weights at rest become weights in use, activations enter a product and leave it.
+
+Notation is the paper's: [tokens.T, embed.E] is split over the mesh axes T and E; (partialsum-e) is still to be summed
+over e. On one chip all axes are empty and everything here is a plain product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from engine.collectives import all_gather, reduce_scatter, shard
+from engine.layout import DimAxes, HeldSizes, Layout
+from engine.model.config import ModelConfig
+from engine.model.linear import linear
+from engine.model.params import Params, declare
+from engine.model.quantized import Quantized
+
+Weight = Array | Quantized
+
+
+@dataclass(frozen=True)
+class Partition:
+    """What a program of one phase computes, and how it is laid out over the chips."""
+
+    config: ModelConfig
+    held: HeldSizes
+    layout: Layout = Layout()
+    micro_tokens: int | None = None
+    """A feed-forward takes at most this many tokens at a time, which bounds its temporaries; None: all."""
+
+    @classmethod
+    def single(cls, config: ModelConfig) -> Partition:
+        """On one chip."""
+        return cls(config, HeldSizes(config.heads, config.kv_heads, config.vocab))
+
+    def split_in_use(self, name: str) -> DimAxes:
+        """How a layer's matrix is split when a product takes it."""
+        return tuple(
+            tuple(axis for axis in over if axis not in self.layout.gathered) for over in self._split_at_rest(name)
+        )
+
+    def in_use(self, layer: Params, names: tuple[str, ...]) -> Params:
+        """These matrices of a layer, gathered over `layout.gathered`: an int8 weight as int8; its scales are here."""
+        return {name: self._gather(name, layer[name]) for name in names if name in layer}
+
+    def _gather(self, name: str, weight: Weight) -> Weight:
+        def gather(x: Array) -> Array:
+            for dim, over in enumerate(self._split_at_rest(name)):
+                x = all_gather(x, tuple(axis for axis in over if axis in self.layout.gathered), dim)
+            return x
+
+        if not isinstance(weight, Quantized):
+            return gather(weight)
+        scale = weight.scale
+        for dim, over in enumerate(self.split_in_use(name)[: scale.ndim]):
+            scale = shard(scale, over, dim)
+        return Quantized(gather(weight.values), scale)
+
+    def _split_at_rest(self, name: str) -> DimAxes:
+        axes = declare(self.config)["layers"][0][name].axes
+        return self.layout.at_rest(axes, self.held.kv_heads)
+
+    def table(self, weight: Weight) -> Weight:
+        """The embedding table or the output head, [vocab, embed], where it rests; of its scales the part beside it."""
+        if isinstance(weight, Quantized):
+            return Quantized(weight.values, shard(weight.scale, self.layout.rest_ffn))
+        return weight
+
+    def enter(self, x: Array, weight: Weight, bias: Array | None = None, scatter_dim: int = 0) -> Array:
+        """[tokens.G, embed.e] -> [tokens.(G,e), outputs]: a product into a block, summed over the axes of embed.
+
+        The sum is scattered over the tokens, or over another dimension of the result. `bias` is that of the result's
+        shard.
+        """
+        if not self.layout.used_embed:
+            return linear(x, weight, bias)
+        y = reduce_scatter(linear(x, weight), self.layout.used_embed, scatter_dim)
+        return y if bias is None else _plus(y, bias)
+
+    def leave(self, partial: Array, bias: Array | None = None) -> Array:
+        """[tokens.G, embed.e] (partialsum-F) -> the residual stream's [tokens.T, embed.e]."""
+        y = reduce_scatter(partial, self.layout.entry)
+        return y if bias is None else _plus(y, shard(bias, self.layout.used_embed))
+
+    def vector(self, values: Array | None) -> Array | None:
+        """The part of a norm's scale or bias that stands beside this chip's part of the residual stream."""
+        return None if values is None else shard(values, self.layout.used_embed)
+
+
+def sharded(bias: Array | None, split: DimAxes) -> Array | None:
+    """The part of a bias that stands beside a result split so."""
+    if bias is not None:
+        for dim, axes in enumerate(split):
+            bias = shard(bias, axes, dim)
+    return bias
+
+
+def _plus(x: Array, bias: Array) -> Array:
+    """In float32, as the products do it."""
+    return (x.astype(jnp.float32) + bias[None].astype(jnp.float32)).astype(x.dtype)
+
+
