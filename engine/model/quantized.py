@@ -57,7 +57,8 @@ def quantize(array: np.ndarray | Array, inputs: int = 1) -> Quantized:
     scale = xp.max(xp.abs(wide), axis=contracted) * np.float32(1 / LEVELS)  # compilers turn x / 127 into this
     scale = xp.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
     with np.errstate(invalid="ignore"):  # a channel that is not finite: its scale says so
-        steps = xp.rint(wide / xp.expand_dims(scale, contracted))
+        # Times the reciprocal: of a quotient of two arrays a compiler may make either.
+        steps = xp.rint(wide * xp.expand_dims(np.float32(1) / scale, contracted))
         return Quantized(xp.clip(steps, -LEVELS, LEVELS).astype(np.int8), scale.astype(np.float32))
 
 
