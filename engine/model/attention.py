@@ -119,7 +119,8 @@ def causal_attention(
 ) -> Float[Array, "rows seq heads head_dim"]:
     """Every position attends to itself and those before it. Blocks that no query may see are skipped, not masked.
 
-    Keys start at position 0; query i is at position query_start + i. `scale` is head_dim ** -0.5 if not given.
+    Keys start at position 0; query i is at position query_start + i, and so is its key. `scale` is head_dim ** -0.5 if
+    not given.
     """
     _, seq, heads, head_dim = queries.shape
     kv_seq, kv_heads = keys.shape[1:3]
@@ -146,7 +147,7 @@ def causal_attention(
             last = (start + query_block - 1) // key_block
             partial = lax.fori_loop(
                 _first_block(start, window, key_block),
-                jnp.minimum(last + 1, kv_seq // key_block),
+                last + 1,
                 add,
                 _nothing(kv_heads, group * query_block, head_dim),
             )
