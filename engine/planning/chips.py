@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from engine.errors import NoFeasiblePlan
 
-_GIB = 2**30
+_GIB = 2.0**30
 _BOOK = "How to Scale Your Model (jax-ml/scaling-book), the tables of its chapters on TPUs and GPUs"
 _CLOUD = "Google Cloud documentation, docs.cloud.google.com/tpu/docs/"
 _LIMIT = "libtpu 0.0.42.1: what it says is available when it refuses a program"

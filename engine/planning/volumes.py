@@ -1,0 +1,288 @@
+"""The collectives that a program issues, with their bytes: one entry for each line of code that sends something.
+
+Where bytes are counted D: what an all-gather puts out on a chip, what any other collective takes in. Over several mesh
+axes a collective is issued axis by axis (engine/collectives.py), so its stages are smaller but for one; together they
+put D (n - 1) / n on the wire, as one over all n chips would, except an all-to-all, each stage of which moves all of D.
+
+Follow engine/model/decoder.py beside this; tests hold every entry against the program itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+from engine.layout import Axes, HeldSizes, Layout
+from engine.model.config import ModelConfig
+from engine.model.params import Parameter, declare
+
+Kind = Literal["all-gather", "reduce-scatter", "all-to-all", "all-reduce"]
+Phase = Literal["prefill", "decode"]
+
+_FLOAT32 = 4
+
+
+class Stage(NamedTuple):
+    """One collective instruction."""
+
+    kind: Kind
+    axes: Axes
+    """One axis, but for an all-reduce."""
+    chips: int
+    """Along the axes."""
+    bytes: int
+    """D: put out by an all-gather, taken in by the others."""
+
+    @property
+    def wire_bytes(self) -> float:
+        """What a chip sends, on a ring or with links to all: D (K - 1) / K, twice that for an all-reduce."""
+        once = self.bytes * (self.chips - 1) / self.chips
+        return 2 * once if self.kind == "all-reduce" else once
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A collective over several axes."""
+
+    what: str
+    kind: Kind
+    axes: Axes
+    """Major first: gathered from the last to the first, scattered from the first to the last."""
+    sizes: tuple[int, ...]
+    """Chips along each axis."""
+    bytes: int
+    """D of the whole: the gathered array, or the array before it is scattered."""
+    times: int = 1
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.sizes)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """As they are issued."""
+        if self.kind == "all-reduce":
+            return (Stage(self.kind, self.axes, self.chips, self.bytes),)
+        major_first, left = [], self.bytes
+        for axis, size in zip(self.axes, self.sizes, strict=True):
+            major_first.append(Stage(self.kind, (axis,), size, left))
+            if self.kind != "all-to-all":
+                assert left % size == 0, f"{self.what}: {left} bytes over {size} chips of {axis}"
+                left //= size
+        return tuple(major_first if self.kind == "reduce-scatter" else reversed(major_first))
+
+    @property
+    def wire_bytes(self) -> float:
+        """What a chip sends, each time."""
+        return math.fsum(stage.wire_bytes for stage in self.stages)
+
+
+def wire_bytes(collectives: Iterable[Collective]) -> float:
+    """What a chip sends in all."""
+    return math.fsum(one.times * one.wire_bytes for one in collectives)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Counts the collectives of one program: a phase of a model over a number of tokens, on all chips together."""
+
+    config: ModelConfig
+    layout: Layout
+    held: HeldSizes
+    phase: Phase
+    tokens: int
+    """Of one pass: rows times their length in prefill, slots in decode."""
+    activation_bytes: int = 2
+    weight_bytes: int = 2
+
+    def layer(self) -> list[Collective]:
+        """Of one layer, in the order of the program."""
+        config = self.config
+        first = [*self._norm("attention norm"), *self._entry("entry gather"), *self._attention()]
+        if config.parallel_block:
+            return [*first, *self._feedforward(), *self._leave("exit scatter")]
+        return [
+            *first,
+            *self._leave("attention exit scatter"),
+            *(self._norm("post-attention norm") if config.post_norms else ()),
+            *self._norm("ffn norm"),
+            *self._entry("ffn entry gather"),
+            *self._feedforward(),
+            *self._leave("ffn exit scatter"),
+            *(self._norm("post-ffn norm") if config.post_norms else ()),
+        ]
+
+    def last_prefill_layer(self) -> list[Collective]:
+        """Prefill ends with the last layer's keys and values: nothing after them is computed."""
+        return [
+            *self._norm("attention norm"),
+            *self._entry("entry gather"),
+            *self._weights("key", "value"),
+            *self._keys_or_values("key"),
+            *self._keys_or_values("value"),
+        ]
+
+    def outside_layers(self) -> list[Collective]:
+        """Embedding, and in decode what comes after the last layer, for one step."""
+        if self.phase == "prefill":
+            return list(self._embedding())
+        return [*self._embedding(), *self._norm("final norm"), *self._head(), *self._sampling()]
+
+    def program(self) -> list[Collective]:
+        """One prefill, or one step of decode."""
+        whole = self.config.layers - (self.phase == "prefill")
+        repeated = [replace(one, times=one.times * whole) for one in self.layer()]
+        return [
+            *self.outside_layers(),
+            *repeated,
+            *(self.last_prefill_layer() if self.phase == "prefill" else ()),
+        ]
+
+    # Sizes of one chip's part.
+
+    @property
+    def _entered_tokens(self) -> int:
+        """In a block."""
+        return self._part(self.tokens, self.layout.gathered)
+
+    @property
+    def _residual_tokens(self) -> int:
+        """Between blocks."""
+        return self._part(self.tokens, self.layout.tokens)
+
+    def _part(self, size: int, axes: Axes) -> int:
+        chips = self.layout.mesh.size(axes)
+        assert size % chips == 0, f"{size} over {chips} chips of {axes}"
+        return size // chips
+
+    # Collectives, of which those over no axis are left out.
+
+    def _over(
+        self, what: str, kind: Kind, axes: Axes, elements: int, width_bytes: int | None = None
+    ) -> Iterator[Collective]:
+        """`elements` of D."""
+        if axes:
+            sizes = tuple(self.layout.mesh.size((axis,)) for axis in axes)
+            each = self.activation_bytes if width_bytes is None else width_bytes
+            yield Collective(what, kind, axes, sizes, elements * each)
+
+    # The program, piece by piece.
+
+    def _norm(self, what: str) -> Iterator[Collective]:
+        """Sums over rows of which a chip has a part: the mean square, or the mean and then the variance."""
+        for sum_of in ("mean", "variance") if self.config.norm == "layer" else ("mean square",):
+            yield from self._over(
+                f"{what}, {sum_of}", "all-reduce", self.layout.used_embed, self._residual_tokens, _FLOAT32
+            )
+
+    def _entry(self, what: str) -> Iterator[Collective]:
+        embed = self._part(self.config.embed, self.layout.used_embed)
+        yield from self._over(what, "all-gather", self.layout.entry, self._entered_tokens * embed)
+
+    def _leave(self, what: str) -> Iterator[Collective]:
+        embed = self._part(self.config.embed, self.layout.used_embed)
+        yield from self._over(what, "reduce-scatter", self.layout.entry, self._entered_tokens * embed)
+
+    def _weights(self, *names: str) -> Iterator[Collective]:
+        """Gathered dimension by dimension, in each from the minor axis on."""
+        layer, gathered = declare(self.config, self.held)["layers"][0], self.layout.gathered
+        for name in names:
+            if name not in layer:
+                continue
+            declared: Parameter = layer[name]
+            split = self.layout.at_rest(declared.axes, self.held.kv_heads)
+            axes: Axes = tuple(axis for over in reversed(split) for axis in over if axis in gathered)
+            used = math.prod(
+                self._part(size, _without(over, gathered)) for size, over in zip(declared.shape, split, strict=True)
+            )
+            yield from self._over(f"{name} weights", "all-gather", axes, used, self.weight_bytes)
+
+    def _attention(self) -> Iterator[Collective]:
+        layout, heads = self.layout, self.held.heads
+        elements = self._entered_tokens * self._part(heads, layout.used_ffn) * self.config.head_dim
+        moved = self._part(elements, layout.used_embed)
+        yield from self._weights("query", "key", "value", "attention_out")
+        yield from self._over("query scatter", "reduce-scatter", layout.used_embed, elements)
+        if layout.attention != "heads":
+            yield from self._over("query all-to-all", "all-to-all", layout.used_ffn, moved)
+        yield from self._keys_or_values("key")
+        yield from self._keys_or_values("value")
+        yield from self._attend()
+        if layout.attention != "heads":
+            yield from self._over("attention all-to-all", "all-to-all", layout.used_ffn[::-1], moved)
+        yield from self._over("attention gather", "all-gather", layout.used_embed, elements)
+
+    def _keys_or_values(self, name: str) -> Iterator[Collective]:
+        layout, kv_heads, head_dim = self.layout, self.held.kv_heads, self.config.head_dim
+        elements = self._entered_tokens * self._part(kv_heads * head_dim, layout.used_ffn)
+        yield from self._over(f"{name} scatter", "reduce-scatter", layout.used_embed, elements)
+        if layout.attention != "heads":
+            moved = self._part(elements, layout.used_embed)
+            yield from self._over(f"{name} all-to-all", "all-to-all", layout.used_ffn, moved)
+        elif not layout.kv_heads_whole(kv_heads):
+            by_head = _without(layout.kv_heads_split(kv_heads), layout.gathered)
+            by_dim = _without(layout.used_ffn, by_head)
+            whole = self._entered_tokens * self._part(kv_heads, by_head) * head_dim
+            part = self._part(whole, layout.used_embed)
+            yield from self._over(f"{name} gather, head_dim", "all-gather", by_dim, part)
+            yield from self._over(f"{name} gather, tokens", "all-gather", layout.used_embed, whole)
+
+    def _attend(self) -> Iterator[Collective]:
+        """Where a chip has some of the positions of every sequence."""
+        axes, head_dim = self.layout.attention_sequence, self.config.head_dim
+        keys, queries = (self.tokens * heads for heads in (self.held.kv_heads, self.held.heads))
+        if self.phase == "prefill":
+            yield from self._over("key gather, sequence", "all-gather", axes, keys * head_dim)
+            yield from self._over("value gather, sequence", "all-gather", axes, keys * head_dim)
+            return
+        yield from self._over("query gather, slots", "all-gather", axes, queries * head_dim)
+        yield from self._over("key gather, slots", "all-gather", axes, keys * head_dim)
+        yield from self._over("value gather, slots", "all-gather", axes, keys * head_dim)
+        yield from self._over("merge, maximum", "all-reduce", axes, queries, _FLOAT32)
+        yield from self._over("merge, normaliser", "reduce-scatter", axes, queries, _FLOAT32)
+        yield from self._over("merge, values", "reduce-scatter", axes, queries * head_dim, _FLOAT32)
+
+    def _feedforward(self) -> Iterator[Collective]:
+        layout = self.layout
+        elements = self._entered_tokens * self._part(self.config.ffn, layout.used_ffn)
+        yield from self._weights("gate", "up", "down")
+        yield from self._over("up scatter", "reduce-scatter", layout.used_embed, elements)
+        if self.config.gated:
+            yield from self._over("gate scatter", "reduce-scatter", layout.used_embed, elements)
+        yield from self._over("ffn gather", "all-gather", layout.used_embed, elements)
+
+    def _embedding(self) -> Iterator[Collective]:
+        """Each chip looks up what it has of the table, in vocabulary and in embed."""
+        layout = self.layout
+        elements = self.tokens * self._part(self.config.embed, layout.rest_embed)
+        if layout.used_embed == layout.rest_embed:
+            yield from self._over("embedding scatter", "reduce-scatter", layout.tokens, elements)
+            return
+        others = _without(layout.everything, layout.rest_embed)
+        yield from self._over("embedding scatter", "reduce-scatter", others, elements)
+        part = self._part(elements, others)
+        yield from self._over("embedding all-to-all", "all-to-all", layout.rest_embed, part)
+
+    def _head(self) -> Iterator[Collective]:
+        """Tokens meet the table where it rests; then each chip gets all logits of its own slots."""
+        layout = self.layout
+        others = _without(layout.tokens, layout.rest_embed)
+        elements = self.tokens * self._part(self.config.embed, layout.rest_embed)
+        yield from self._over("head gather", "all-gather", others, elements)
+        if layout.used_embed != layout.rest_embed:
+            yield from self._over("head all-to-all", "all-to-all", layout.rest_embed, elements)
+        logits = self.tokens * self._part(self.held.vocab, layout.rest_ffn)
+        yield from self._over("logits scatter", "reduce-scatter", layout.rest_embed, logits, _FLOAT32)
+        part = self._part(logits, layout.rest_embed)
+        yield from self._over("logits all-to-all", "all-to-all", layout.rest_ffn, part, _FLOAT32)
+
+    def _sampling(self) -> Iterator[Collective]:
+        """Every chip is told what the others sampled; the most likely alternatives only if wanted, so not here."""
+        yield from self._over("tokens", "all-gather", self.layout.everything, self.tokens, 4)
+        yield from self._over("log-probabilities", "all-gather", self.layout.everything, self.tokens, 4)
+
+
+def _without(axes: Axes, taken: Axes) -> Axes:
+    return tuple(axis for axis in axes if axis not in taken)
