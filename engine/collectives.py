@@ -71,4 +71,3 @@ def shard(x: Array, axes: Axes, dim: int = 0) -> Array:
         return x
     size = x.shape[dim] // lax.axis_size(axes)
     return lax.dynamic_slice_in_dim(x, index(axes) * size, size, axis=dim)
-

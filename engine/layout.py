@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from engine.axes import Axis, MeshAxis
 from engine.errors import NoFeasiblePlan
@@ -62,8 +62,8 @@ class Layout:
                 raise NoFeasiblePlan(f"{value!r} is not {what}; choose one of {', '.join(options)}")
         if self.mesh.x > 1 and (self.ffn, self.rest) in (("ws1d", "2d"), ("ws2d", "1d")):
             raise NoFeasiblePlan(
-                f"{self.ffn} needs weights at rest in the other form than {self.rest}: the two phases cannot be ws1d and "
-                "ws2d on a mesh with X > 1"
+                f"{self.ffn} needs weights at rest in another form than {self.rest}: where X > 1, one phase cannot be "
+                "ws1d and the other ws2d"
             )
 
     def _real(self, axes: Sequence[MeshAxis]) -> Axes:
@@ -118,7 +118,7 @@ class Layout:
 
     @cached_property
     def attention_rows(self) -> Axes:
-        """Of the rows (sequences, or slots) whose attention a chip computes; its share of the cache goes by rows too."""
+        """Of the rows (sequences, or slots) whose attention a chip computes, and whose part of the cache it has."""
         return {"batch": self.everything, "heads": self.gathered, "sequence": ()}[self.attention]
 
     @cached_property
@@ -200,6 +200,7 @@ class Layouts:
         return self.prefill.mesh
 
 
+@runtime_checkable
 class ModelSizes(Protocol):
     """The part of a ModelConfig that layouts are about."""
 

@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from engine.errors import NoFeasiblePlan
+from engine.layout import Layouts
 
 MIN_ROWS = 8
 """Programs have at least this many rows: below it, CPU matrix products may round a row differently."""
 
 _SMALLEST_BUCKET = 32
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What must divide evenly over the chips. All one on a single chip."""
+
+    chips: int = 1
+    """Slots are a multiple of this: each chip samples for its share."""
+    of_slots: int = 1
+    """Parts of the cache that hold slots of their own."""
+    of_sequence: int = 1
+    """Parts of the cache that hold every n-th page of every slot."""
+    prefill_rows: int = 1
+    """Rows of a prefill or score program are a multiple of this."""
+    of_prefilled_sequence: int = 1
+    """Length buckets are a multiple of this."""
+
+    @classmethod
+    def of(cls, layouts: Layouts) -> Parts:
+        prefill, decode, size = layouts.prefill, layouts.decode, layouts.mesh.size
+        rows = math.lcm(size(prefill.attention_rows), size(decode.attention_rows))
+        return cls(
+            chips=layouts.mesh.chips,
+            of_slots=size(decode.attention_rows),
+            of_sequence=size(decode.attention_sequence),
+            prefill_rows=rows,
+            of_prefilled_sequence=size(prefill.attention_sequence),
+        )
 
 
 @dataclass(frozen=True)
@@ -21,7 +51,7 @@ class DecodeOptions:
     max_length: int
     """Tokens of the longest request, prompt and answer together."""
     pages: int
-    """Pages in the cache, the null page included."""
+    """Pages in each part of the cache, its null page included."""
     page_tokens: int
     chunk_steps: int
     """Most decode steps in one call of the program."""
@@ -29,26 +59,32 @@ class DecodeOptions:
     """Tokens one prefill or score program holds, where a single row does not hold more."""
     loop_over_slots: bool
     """Attention and sampling walk the slots one by one (CPU) or take them together; see paged_attention and choose."""
+    kv_dtype: str = "float32"
+    """Of the cache: float32, bfloat16 or int8."""
+    parts: Parts = Parts()
 
     @property
     def slot_rows(self) -> int:
         """Rows of the decode program; those beyond `slots` stay empty."""
-        return max(self.slots, MIN_ROWS)
+        return _up_to(max(self.slots, MIN_ROWS), self.parts.chips)
 
     @property
     def blocks_per_slot(self) -> int:
-        return -(-self.max_length // self.page_tokens)
+        """Pages of the longest sequence; where sequences are split, they are the same number on every chip."""
+        return _up_to(-(-self.max_length // self.page_tokens), self.parts.of_sequence)
 
     @property
     def buckets(self) -> tuple[int, ...]:
         """Lengths that prompts are padded to: powers of two, with a step between them from two pages up."""
         lengths, length = [], min(_SMALLEST_BUCKET, self.page_tokens)
+        while length % self.parts.of_prefilled_sequence:
+            length *= 2
         while length < self.max_length:
             lengths.append(length)
             if length % (2 * self.page_tokens) == 0 and length * 3 // 2 < self.max_length:
                 lengths.append(length * 3 // 2)
             length *= 2
-        lengths.append(-(-self.max_length // self.page_tokens) * self.page_tokens)
+        lengths.append(_up_to(self.max_length, math.lcm(self.page_tokens, self.parts.of_prefilled_sequence)))
         return tuple(sorted(set(lengths)))
 
     def bucket(self, tokens: int) -> int:
@@ -57,7 +93,9 @@ class DecodeOptions:
 
     def rows(self, bucket: int) -> int:
         """Rows of the prefill and score programs of this bucket."""
-        return max(1, self.prefill_tokens // bucket)
+        chips = self.parts.chips
+        multiple = math.lcm(self.parts.prefill_rows, chips // math.gcd(bucket, chips))
+        return _up_to(max(1, self.prefill_tokens // bucket), multiple)
 
 
 def choose_options(
@@ -68,12 +106,16 @@ def choose_options(
     cache_budget_bytes: int,
     slots: int | None = None,
     max_length: int | None = None,
+    kv_dtype: str = "float32",
+    layouts: Layouts | None = None,
 ) -> DecodeOptions:
     """Options for a backend; `slots` and `max_length` are honoured if given and chosen otherwise.
 
-    The cache holds what all slots could need at the longest length, or `cache_budget_bytes` if that is less: slots then
-    wait for pages. Raises NoFeasiblePlan when what was asked for cannot be.
+    The cache holds what all slots could need at the longest length, or `cache_budget_bytes` of each chip if that is
+    less: slots then wait for pages. `page_bytes_per_token` is what a position takes on a chip that holds it. Raises
+    NoFeasiblePlan when what was asked for cannot be.
     """
+    parts = Parts.of(layouts) if layouts else Parts()
     cpu = platform == "cpu"
     page_tokens = 64 if cpu else 128
     if slots is None:
@@ -85,13 +127,14 @@ def choose_options(
             f"engine.max_length must be between 2 and the model's context of {context_tokens} tokens; got {max_length}"
         )
     most_pages = cache_budget_bytes // (page_bytes_per_token * page_tokens) - 2  # the null page and one to spare
-    longest = min(max_length or context_tokens, most_pages * page_tokens)
+    longest = min(max_length or context_tokens, most_pages * page_tokens * parts.of_sequence)
     if longest < (max_length or 2):
         raise NoFeasiblePlan(
             f"the KV cache may take {cache_budget_bytes / 2**30:.2f} GiB, which is {most_pages * page_tokens} tokens "
             f"of {page_bytes_per_token} bytes; engine.max_length needs {max_length or 2}. Lower engine.max_length"
         )
-    wanted = slots * -(-longest // page_tokens)
+    blocks = -(-longest // page_tokens)
+    wanted = -(-slots // parts.of_slots) * -(-blocks // parts.of_sequence)
     return DecodeOptions(
         slots=slots,
         max_length=longest,
@@ -100,4 +143,10 @@ def choose_options(
         chunk_steps=16 if cpu else 32,
         prefill_tokens=256 if cpu else 8192,
         loop_over_slots=cpu,
+        kv_dtype=kv_dtype,
+        parts=parts,
     )
+
+
+def _up_to(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

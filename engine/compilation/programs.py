@@ -1,111 +1,141 @@
 """WHICH programs exist: prefill, insert and score for each length bucket, one decode, one page copy.
 
-Each is compiled once, for fixed shapes, when first needed, so a run's programs are few and can be counted. The cache is
-donated to every program that changes it.
+A program is a pure function over global arrays, with where its arguments and results live. What runs them compiles each
+once, for fixed shapes (engine/runtime/executor.py); the check against the TPU compiler compiles the very same
+(engine/compilation/abstract.py).
 """
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from engine.cache import pages
-from engine.cache.pages import NULL_PAGE, PagedCache
 from engine.compilation.options import DecodeOptions
-from engine.model.config import ModelConfig
-from engine.model.params import Params
-from engine.steps.decode import Generated, Slots, decode
+from engine.compilation.placement import Placement
+from engine.steps.decode import decode
+from engine.steps.hand_over import hand_over
 from engine.steps.prefill import prefill
 from engine.steps.score import score
 
-logger = logging.getLogger(__name__)
-
 COPIES_AT_A_TIME = 64
 
+_EVERYWHERE = P()
 
-class Programs:
-    """The compiled programs of one model under one set of options. Used by one thread."""
 
-    def __init__(
-        self, params: Params, config: ModelConfig, options: DecodeOptions, eos_tokens: tuple[int, ...]
-    ) -> None:
-        self._params = params
-        self._config = config
-        self._options = options
-        self._eos_tokens = eos_tokens
-        self._compiled: dict[str, Any] = {}
+@dataclass(frozen=True)
+class Program:
+    """`donated` are the positions of arguments that are given up, so that the result can take their place."""
+
+    name: str
+    function: Callable[..., Any]
+    in_specs: tuple[Any, ...]
+    out_specs: Any
+    donated: tuple[int, ...] = ()
+
+    def jitted(self, placement: Placement) -> Any:
+        run = placement.on_all_chips(self.function, self.in_specs, self.out_specs)
+        return jax.jit(run, donate_argnums=self.donated)
+
+
+@dataclass(frozen=True)
+class ProgramSet:
+    """All programs of a placed model under one set of options. `int8_weights`: matrices come quantised."""
+
+    placement: Placement
+    options: DecodeOptions
+    eos_tokens: tuple[int, ...] = ()
+    int8_weights: bool = False
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The programs compiled so far."""
-        return tuple(self._compiled)
+    def _params(self) -> Any:
+        return self.placement.param_specs(self.int8_weights)
 
-    def prefill_into(self, cache: PagedCache, tokens: np.ndarray, table: np.ndarray) -> PagedCache:
-        """Prefills `tokens` [rows, bucket] and writes block b of row r to page `table[r, b]`."""
-        keys, values = self._run(
-            f"prefill[{tokens.shape[0]}x{tokens.shape[1]}]",
-            lambda params, tokens: prefill(params, self._config, tokens)[:2],
-            self._params,
-            tokens,
-        )
-        return self._run(
-            f"insert[{tokens.shape[0]}x{tokens.shape[1]}]",
-            pages.insert,
-            cache,
-            keys,
-            values,
-            table,
-            donate=(0,),
-        )
+    @property
+    def _table(self) -> P:
+        """A page table names pages of one part of the cache in each of its rows."""
+        return P(self.placement.cache_axes or None)
 
-    def copy_pages(self, cache: PagedCache, copies: list[tuple[int, int]]) -> PagedCache:
-        """Copies (source, target) pages."""
-        for start in range(0, len(copies), COPIES_AT_A_TIME):
-            some = np.full((COPIES_AT_A_TIME, 2), NULL_PAGE, np.int32)
-            piece = copies[start : start + COPIES_AT_A_TIME]
-            some[: len(piece)] = piece
-            cache = self._run("copy", pages.copy, cache, some[:, 0].copy(), some[:, 1].copy(), donate=(0,))
-        return cache
+    def new_cache(self) -> Program:
+        """() -> an empty cache."""
+        config, model = self.placement.config, self.placement.decode
 
-    def decode(
-        self, cache: PagedCache, table: np.ndarray, slots: Slots, enough_finished: int
-    ) -> tuple[PagedCache, Slots, Generated, jax.Array]:
-        """A chunk of decode steps; see engine.steps.decode."""
-        options = self._options
+        def program() -> Any:
+            return pages.allocate(
+                config.layers,
+                self.options.pages,
+                model.cache_kv_heads,
+                self.options.page_tokens,
+                config.head_dim,
+                self.options.kv_dtype,
+            )
 
-        def program(params: Params, cache: PagedCache, table: Any, slots: Slots, enough: Any) -> Any:
+        return Program("cache", program, (), self.placement.cache_spec)
+
+    def prefill(self, rows: int, bucket: int) -> Program:
+        """(params, tokens [rows, bucket]) -> keys, values of every layer."""
+        spec = self.placement.prefilled_spec
+
+        def program(params: Any, tokens: Any) -> Any:
+            return prefill(params, self.placement.prefill, tokens)[:2]
+
+        return Program(f"prefill[{rows}x{bucket}]", program, (self._params, _EVERYWHERE), (spec, spec))
+
+    def insert(self, rows: int, bucket: int) -> Program:
+        """(cache, keys, values, table [parts, rows of a part, blocks]) -> cache: block b of a row goes to its page."""
+        placement, options = self.placement, self.options
+
+        def program(cache: Any, keys: Any, values: Any, table: Any) -> Any:
+            moved = [
+                [hand_over(x, placement.prefill, placement.decode, options.page_tokens) for x in some]
+                for some in (keys, values)
+            ]
+            return pages.insert(cache, *moved, table[0])
+
+        spec = placement.prefilled_spec
+        in_specs = (placement.cache_spec, spec, spec, self._table)
+        return Program(f"insert[{rows}x{bucket}]", program, in_specs, placement.cache_spec, donated=(0,))
+
+    def copy(self) -> Program:
+        """(cache, source [parts, copies], target [parts, copies]) -> cache."""
+
+        def program(cache: Any, source: Any, target: Any) -> Any:
+            return pages.copy(cache, source[0], target[0])
+
+        spec = self.placement.cache_spec
+        return Program("copy", program, (spec, self._table, self._table), spec, donated=(0,))
+
+    def decode(self) -> Program:
+        """(params, cache, table [parts, rows of a part, blocks], slots, enough finished) -> as engine.steps.decode."""
+        options = self.options
+
+        def program(params: Any, cache: Any, table: Any, slots: Any, enough: Any) -> Any:
             return decode(
                 params,
-                self._config,
+                self.placement.decode,
                 cache,
                 table,
                 slots,
-                self._eos_tokens,
+                self.eos_tokens,
                 enough,
                 options.chunk_steps,
                 options.loop_over_slots,
             )
 
+        spec = self.placement.cache_spec
+        in_specs = (self._params, spec, self._table, _EVERYWHERE, _EVERYWHERE)
+        out_specs = (spec, _EVERYWHERE, _EVERYWHERE, _EVERYWHERE)
         name = f"decode[{options.slot_rows}x{options.chunk_steps}]"
-        return self._run(name, program, self._params, cache, table, slots, np.int32(enough_finished), donate=(1,))
+        return Program(name, program, in_specs, out_specs, donated=(1,))
 
-    def score(self, tokens: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        """Log-probabilities and greedy flags of the next token at every position of `tokens` [rows, bucket]."""
-        name = f"score[{tokens.shape[0]}x{tokens.shape[1]}]"
-        return self._run(name, lambda params, tokens: score(params, self._config, tokens), self._params, tokens)
+    def score(self, rows: int, bucket: int) -> Program:
+        """(params, tokens [rows, bucket]) -> log-probabilities and greedy flags of the next token, [rows, bucket]."""
 
-    def new_cache(self, dtype: jnp.dtype) -> PagedCache:
-        return pages.allocate(self._config, self._options.pages, self._options.page_tokens, dtype)
+        def program(params: Any, tokens: Any) -> Any:
+            return score(params, self.placement.prefill, tokens)
 
-    def _run(self, name: str, program: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Any:
-        if name not in self._compiled:
-            start = time.perf_counter()
-            self._compiled[name] = jax.jit(program, donate_argnums=donate).lower(*args).compile()
-            logger.info("compiled %s in %.1f s", name, time.perf_counter() - start)
-        return self._compiled[name](*args)
+        return Program(f"score[{rows}x{bucket}]", program, (self._params, _EVERYWHERE), (_EVERYWHERE, _EVERYWHERE))

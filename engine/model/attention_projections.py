@@ -66,5 +66,3 @@ def back(mixed: Array, model: Partition) -> Array:
     for axis in layout.used_ffn:
         mixed = all_to_all(mixed, axis, split=_HEADS, concat=_TOKENS)
     return all_gather(mixed, layout.used_embed, _TOKENS)
-
-

@@ -86,7 +86,7 @@ class ModelConfig:
     """Attention logits l become cap * tanh(l / cap)."""
     logits_softcap: float | None = None
     windows: tuple[int | None, ...] = ()
-    """For each layer, how many positions back (its own included) a query sees; None: all. Empty: all, in every layer."""
+    """For each layer, how many positions back (its own included) a query sees; None: all. Empty: all, everywhere."""
     experts: Experts | None = None
 
     def window(self, layer: int) -> int | None:

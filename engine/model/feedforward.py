@@ -22,10 +22,8 @@ def feedforward(
     def some(x: Array) -> Array:
         up = model.enter(x, used["up"], _bias("up", layer, model))
         act = activation(model.config.activation)
-        if model.config.gated:
-            hidden = act(model.enter(x, used["gate"], _bias("gate", layer, model))) * up
-        else:
-            hidden = act(up)
+        gated = model.config.gated
+        hidden = act(model.enter(x, used["gate"], _bias("gate", layer, model))) * up if gated else act(up)
         # [tokens.(G,e), ffn.F] -> [tokens.G, ffn.F]
         return linear(all_gather(hidden, model.layout.used_embed), used["down"])
 

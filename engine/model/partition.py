@@ -36,6 +36,15 @@ class Partition:
         """On one chip."""
         return cls(config, HeldSizes(config.heads, config.kv_heads, config.vocab))
 
+    @property
+    def cache_kv_heads(self) -> int:
+        """Key and value heads of which a chip holds positions."""
+        layout, held = self.layout, self.held
+        if layout.attention != "heads":
+            return held.kv_heads
+        heads = held.heads // layout.mesh.size(layout.attention_heads)
+        return max(1, heads * held.kv_heads // held.heads)
+
     def split_in_use(self, name: str) -> DimAxes:
         """How a layer's matrix is split when a product takes it."""
         return tuple(
@@ -101,5 +110,3 @@ def sharded(bias: Array | None, split: DimAxes) -> Array | None:
 def _plus(x: Array, bias: Array) -> Array:
     """In float32, as the products do it."""
     return (x.astype(jnp.float32) + bias[None].astype(jnp.float32)).astype(x.dtype)
-
-

@@ -4,11 +4,15 @@ Requests wait in the order they came. When slots are free, the oldest goes first
 bucket from the window behind it, so prefill batches are full. A sample takes all the pages it can ever need before it
 starts, so nothing that has started is ever stopped for lack of memory and computed twice. Samples of one prompt share
 the pages that the prompt fills, and copy the one it fills in part.
+
+On a mesh the cache is in parts, each with pages of its own. Either a part has slots of its own, and a request's samples
+all stay in the part where it started; or every slot's pages go round the parts. On one chip there is one part.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import chain
@@ -30,6 +34,8 @@ class Group:
     future: Future[list[Generation]]
     started: int = 0
     finished: dict[int, Generation] = field(default_factory=dict)
+    part: int = 0
+    """Of the slots; where the first sample started."""
     prompt_pages: list[int] = field(default_factory=list)
     """Held from the first sample's start to the last one's."""
 
@@ -63,10 +69,10 @@ class PrefillRow:
 class Admission:
     """What the device must do before the next decode chunk: first prefills, then copies; `samples` then run."""
 
-    prefills: list[tuple[int, list[PrefillRow]]]
-    """(bucket, rows), no more rows than the bucket's program has."""
-    copies: list[tuple[int, int]]
-    """(source page, target page)."""
+    prefills: list[tuple[int, list[list[PrefillRow]]]]
+    """(bucket, rows by part of the slots), no more rows than the bucket's program has for each part."""
+    copies: list[list[tuple[int, int]]]
+    """(source page, target page) by part of the cache."""
     samples: list[Sample]
 
 
@@ -83,8 +89,12 @@ class Batcher:
 
     def __init__(self, options: DecodeOptions) -> None:
         self._options = options
-        self._pool = PagePool(options.pages)
-        self._free_slots = list(range(options.slots - 1, -1, -1))
+        self._slot_parts, self._page_parts = options.parts.of_slots, options.parts.of_sequence
+        self._pools = [PagePool(options.pages) for _ in range(self._slot_parts * self._page_parts)]
+        rows, slots = options.slot_rows // self._slot_parts, -(-options.slots // self._slot_parts)
+        self._free_slots = [
+            list(range(part * rows + slots - 1, part * rows - 1, -1)) for part in range(self._slot_parts)
+        ]
         self._waiting: deque[Group] = deque()
         self._scores: deque[Scoring] = deque()
         self.running: dict[int, Sample] = {}
@@ -112,32 +122,50 @@ class Batcher:
 
     def admit(self) -> Admission:
         """Starts as many samples as slots and pages allow."""
-        rows: dict[int, list[PrefillRow]] = {}
-        copies: list[tuple[int, int]] = []
+        rows: dict[int, list[list[PrefillRow]]] = {}
+        copies: list[list[tuple[int, int]]] = [[] for _ in self._pools]
         samples: list[Sample] = []
         complete: list[Group] = []
-        order = self._take_window() if self._free_slots else deque()
-        while order and self._free_slots and self._fits(order[0]):
+        order = self._take_window() if any(self._free_slots) else deque()
+        waiting: list[Group] = []  # for a slot or pages of their part, which nobody behind them may take
+        while order:
             group = order[0]
+            part = self._part_for(group, {behind.part for behind in waiting})
+            if part is None:
+                if not group.started:
+                    break
+                waiting.append(order.popleft())
+                continue
+            group.part = part
             sample = self._start(group, copies)
             samples.append(sample)
             if sample.index == 0 and group.prefilled:
                 prompt_pages = sample.pages[: self._blocks(group.prefilled)]
                 row = PrefillRow(group.request.prompt[:-1], prompt_pages)
-                rows.setdefault(self._bucket(group), []).append(row)
+                rows.setdefault(self._bucket(group), [[] for _ in range(self._slot_parts)])[part].append(row)
             if group.started == group.request.samples:
                 complete.append(order.popleft())
         for group in complete:  # not before: a page freed now could be prefilled for another before it is copied
-            self._pool.release(group.prompt_pages)
-            group.prompt_pages = []
-        # A group that has started some of its samples is the first of `order`, so it stays ahead of everyone.
-        self._waiting.extendleft(reversed(order))
-        prefills = [
-            (bucket, some[at : at + self._options.rows(bucket)])
-            for bucket, some in rows.items()
-            for at in range(0, len(some), self._options.rows(bucket))
-        ]
-        return Admission(prefills, copies, samples)
+            self._release_prompt(group)
+        # Groups that have started some of their samples are the first, so they stay ahead of everyone.
+        self._waiting.extendleft(reversed([*waiting, *order]))
+        return Admission(
+            [(bucket, some) for bucket, by_part in rows.items() for some in self._batches(bucket, by_part)],
+            copies,
+            samples,
+        )
+
+    def _batches(self, bucket: int, by_part: list[list[PrefillRow]]) -> Iterator[list[list[PrefillRow]]]:
+        """As many rows of each part as the bucket's program has for it."""
+        room = self._options.rows(bucket) // self._slot_parts
+        for at in range(0, max(map(len, by_part)), room):
+            yield [some[at : at + room] for some in by_part]
+
+    def _part_for(self, group: Group, taken: set[int]) -> int | None:
+        """Where the group's next sample can start: in its part, or, if it is the first, where most slots are free."""
+        parts = [group.part] if group.started else range(self._slot_parts)
+        free = [part for part in parts if part not in taken and self._free_slots[part] and self._fits(group, part)]
+        return max(free, key=lambda part: len(self._free_slots[part]), default=None)
 
     def finish(self, sample: Sample, generation: Generation) -> None:
         """Frees the sample's slot and pages; resolves the request's future after its last sample."""
@@ -154,8 +182,7 @@ class Batcher:
             self._free(sample)
         if group in self._waiting:
             self._waiting.remove(group)
-        self._pool.release(group.prompt_pages)
-        group.prompt_pages = []
+        self._release_prompt(group)
         group.future.set_exception(error)
         return dropped
 
@@ -189,30 +216,51 @@ class Batcher:
         """The pages the next sample can use as they are: those the prompt fills to the end."""
         return group.prompt_pages[: group.prefilled // self._options.page_tokens] if group.started else []
 
-    def _own_pages(self, group: Group) -> int:
-        """How many pages the next sample needs for itself."""
-        return self._blocks(group.prefilled + group.max_tokens) - len(self._shared_pages(group))
+    def _own_blocks(self, group: Group) -> range:
+        """The blocks for which the next sample needs pages of its own."""
+        return range(len(self._shared_pages(group)), self._blocks(group.prefilled + group.max_tokens))
 
-    def _fits(self, group: Group) -> bool:
-        return self._own_pages(group) <= self._pool.free
+    def _pool(self, part: int, block: int) -> PagePool:
+        """Where the pages for this block of a sequence come from."""
+        return self._pools[self._pool_index(part, block)]
 
-    def _start(self, group: Group, copies: list[tuple[int, int]]) -> Sample:
+    def _pool_index(self, part: int, block: int) -> int:
+        return part if self._page_parts == 1 else block % self._page_parts
+
+    def _fits(self, group: Group, part: int) -> bool:
+        blocks, parts = self._own_blocks(group), self._page_parts
+        return all(
+            len(range(first, blocks.stop, parts)) <= self._pool(part, first).free
+            for first in range(blocks.start, min(blocks.start + parts, blocks.stop))
+        )
+
+    def _start(self, group: Group, copies: list[list[tuple[int, int]]]) -> Sample:
         """Gives the group's next sample a slot and pages; notes a copy if the prompt's last page is only part full."""
         shared = self._shared_pages(group)
-        own = self._pool.allocate(self._own_pages(group))
-        self._pool.retain(shared)
+        own = [self._pool(group.part, block).allocate(1)[0] for block in self._own_blocks(group)]
+        self._each(group.part, shared, PagePool.retain)
         if group.started == 0:
             group.prompt_pages = own[: self._blocks(group.prefilled)]
-            self._pool.retain(group.prompt_pages)
+            self._each(group.part, group.prompt_pages, PagePool.retain)
         elif len(group.prompt_pages) > len(shared):
-            copies.append((group.prompt_pages[-1], own[0]))
+            copies[self._pool_index(group.part, len(shared))].append((group.prompt_pages[-1], own[0]))
         watch = group.request.watch
-        sample = Sample(group, group.started, self._free_slots.pop(), shared + own, watch() if watch else None)
+        slot = self._free_slots[group.part].pop()
+        sample = Sample(group, group.started, slot, shared + own, watch() if watch else None)
         group.started += 1
         self.running[sample.slot] = sample
         return sample
 
     def _free(self, sample: Sample) -> None:
         del self.running[sample.slot]
-        self._free_slots.append(sample.slot)
-        self._pool.release(sample.pages)
+        self._free_slots[sample.group.part].append(sample.slot)
+        self._each(sample.group.part, sample.pages, PagePool.release)
+
+    def _release_prompt(self, group: Group) -> None:
+        self._each(group.part, group.prompt_pages, PagePool.release)
+        group.prompt_pages = []
+
+    def _each(self, part: int, pages: Sequence[int], do: Callable[[PagePool, Sequence[int]], None]) -> None:
+        """Retains or releases the pages of a sequence's blocks, from the first on."""
+        for first in range(min(self._page_parts, len(pages))):
+            do(self._pool(part, first), pages[first :: self._page_parts])

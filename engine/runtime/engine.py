@@ -19,12 +19,13 @@ import numpy as np
 
 from engine.cache.pages import NULL_PAGE, page_bytes
 from engine.compilation.options import DecodeOptions, choose_options
-from engine.compilation.programs import Programs
+from engine.compilation.placement import Placement
 from engine.errors import EngineClosed, EngineError, NoFeasiblePlan, OutOfMemory, RequestError
 from engine.families import Open, open_local, read_config
 from engine.model.config import ModelConfig
 from engine.model.params import Params, leaves
 from engine.runtime.batcher import Batcher, Group, PrefillRow, Sample, Scoring
+from engine.runtime.executor import Executor
 from engine.runtime.request import (
     GenerateRequest,
     Generation,
@@ -32,7 +33,7 @@ from engine.runtime.request import (
     Score,
     ScoreRequest,
 )
-from engine.runtime.slot_table import SlotTable
+from engine.runtime.slot_table import SlotTable, put_pages
 from engine.steps.decode import LENGTH, RUNNING, STOP_TOKEN, Generated
 from engine.weights.load import load_params
 
@@ -47,17 +48,18 @@ class Engine:
     def __init__(
         self,
         params: Params,
-        config: ModelConfig,
+        placement: Placement | ModelConfig,
         options: DecodeOptions,
         eos_tokens: tuple[int, ...] = (),
     ) -> None:
-        """Takes parameters that are on the device. Most callers want `Engine.load`."""
-        self.config = config
+        """Takes parameters that are where the placement has them. Most callers want `Engine.load`."""
+        if isinstance(placement, ModelConfig):
+            placement = Placement(placement)
+        self.config = placement.config
         self.options = options
-        self._programs = Programs(params, config, options, eos_tokens)
-        self._dtype = jnp.dtype(params["embedding"].dtype)
+        self._programs = Executor(params, placement, options, eos_tokens)
         self._batcher = Batcher(options)
-        self._slots = SlotTable(options, config.vocab)
+        self._slots = SlotTable(options, self.config.vocab)
         self._counters = dict.fromkeys(_COUNTERS, 0) | {"device_seconds": 0.0}
         self._arrived: list[Group | Scoring] = []
         self._wake = threading.Condition()
@@ -111,6 +113,7 @@ class Engine:
             cache_budget_bytes=_cache_budget_bytes(device, params),
             slots=slots,
             max_length=max_length,
+            kv_dtype=dtype,
         )
         logger.info("engine: %s on %s, %s", dtype, device, options)
         return cls(params, facts.model, options, facts.eos_token_ids)
@@ -188,7 +191,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            cache = self._programs.new_cache(self._dtype)
+            cache = self._programs.new_cache()
             while self._receive():
                 if self._batcher.scores_waiting:
                     self._score()
@@ -227,10 +230,10 @@ class Engine:
     def _admit(self, cache: Any) -> Any:
         admission = self._batcher.admit()
         with self._timed():
-            for bucket, rows in admission.prefills:
-                tokens, table = self._prefill_arrays(bucket, rows)
+            for bucket, by_part in admission.prefills:
+                tokens, table = self._prefill_arrays(bucket, by_part)
                 cache = self._programs.prefill_into(cache, tokens, table)
-                self._counters["prefill_tokens"] += sum(len(row.token_ids) for row in rows)
+                self._counters["prefill_tokens"] += sum(len(row.token_ids) for rows in by_part for row in rows)
                 self._counters["prefill_tokens_padded"] += tokens.size
             cache = self._programs.copy_pages(cache, admission.copies)
         for sample in admission.samples:
@@ -239,13 +242,17 @@ class Engine:
                 self._counters["prompt_tokens"] += len(sample.group.request.prompt)
         return cache
 
-    def _prefill_arrays(self, bucket: int, rows: list[PrefillRow]) -> tuple[np.ndarray, np.ndarray]:
-        count = self.options.rows(bucket)
-        tokens = np.zeros((count, bucket), np.int32)
-        table = np.full((count, -(-bucket // self.options.page_tokens)), NULL_PAGE, np.int32)
-        for index, row in enumerate(rows):
-            tokens[index, : len(row.token_ids)] = row.token_ids
-            table[index, : len(row.pages)] = row.pages
+    def _prefill_arrays(self, bucket: int, by_part: list[list[PrefillRow]]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [rows, bucket] and the table of their pages; see Executor.prefill_into."""
+        count, page_parts = self.options.rows(bucket), self.options.parts.of_sequence
+        rows_of_part = count // len(by_part)
+        blocks = -(-bucket // (self.options.page_tokens * page_parts))
+        shape = (len(by_part), rows_of_part, blocks) if page_parts == 1 else (page_parts, count, blocks)
+        tokens, table = np.zeros((count, bucket), np.int32), np.full(shape, NULL_PAGE, np.int32)
+        for part, rows in enumerate(by_part):
+            for at, row in enumerate(rows, start=part * rows_of_part):
+                tokens[at, : len(row.token_ids)] = row.token_ids
+                put_pages(table, at, row.pages, page_parts)
         return tokens, table
 
     def _decode(self, cache: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
@@ -20,15 +21,19 @@ class SlotTable:
 
     def __init__(self, options: DecodeOptions, vocab: int) -> None:
         self._vocab = vocab
-        self.pages = np.full((options.slot_rows, options.blocks_per_slot), NULL_PAGE, np.int32)
+        self._page_parts = options.parts.of_sequence
+        parts = options.parts.of_slots
+        by_slot = (parts, options.slot_rows // parts, options.blocks_per_slot)
+        by_page = (self._page_parts, options.slot_rows, options.blocks_per_slot // self._page_parts)
+        self.pages = np.full(by_page if self._page_parts > 1 else by_slot, NULL_PAGE, np.int32)
+        """[parts of the cache, rows of a part, blocks]: of a slot in its part, or every n-th block in each."""
         self.state = _empty(options.slot_rows)
 
     def fill(self, sample: Sample) -> None:
         """Puts a sample, whose prompt is in its pages, into its slot."""
         request, at = sample.group.request, sample.slot
         sampling, slots, rules = request.sampling, self.state, self.state.rules
-        self.pages[at] = NULL_PAGE
-        self.pages[at, : len(sample.pages)] = sample.pages
+        put_pages(self.pages, at, sample.pages, self._page_parts)
         slots.token[at] = request.prompt[-1]
         slots.length[at] = sample.group.prefilled
         slots.generated[at] = 0
@@ -57,6 +62,22 @@ class SlotTable:
         )
         self.state = replace(self.state, token=token, length=length, generated=generated, finish=finish)
         return generated - before
+
+
+def put_pages(table: np.ndarray, row: int, pages: Sequence[int], page_parts: int) -> None:
+    """Writes a sequence's pages into a table [parts, rows of a part, blocks], the null page where it has none.
+
+    `row` counts through the parts; where pages go round `page_parts` parts, each part has every row.
+    """
+    if page_parts == 1:
+        line = table.reshape(-1, table.shape[-1])[row]
+        line[:] = NULL_PAGE
+        line[: len(pages)] = pages
+        return
+    for part in range(page_parts):
+        some = pages[part::page_parts]
+        table[part, row] = NULL_PAGE
+        table[part, row, : len(some)] = some
 
 
 def _empty(rows: int) -> Slots:

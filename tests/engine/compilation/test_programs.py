@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 
-from engine.compilation.programs import Programs
+from engine.compilation.placement import Placement
+from engine.runtime.executor import Executor
 from engine.runtime.slot_table import SlotTable
 from tests.engine.tiny import CONFIG, EOS, options, random_params
 
@@ -13,20 +13,20 @@ SHAPES = options()
 
 
 def test_the_cache_is_donated_and_updated_in_place() -> None:
-    programs = Programs(random_params(), CONFIG, SHAPES, EOS)
-    cache = programs.new_cache(jnp.dtype("float32"))
+    programs = Executor(random_params(), Placement(CONFIG), SHAPES, EOS)
+    cache = programs.new_cache()
     cache_bytes = sum(x.nbytes for x in [*cache.keys, *cache.values])
     slots = SlotTable(SHAPES, CONFIG.vocab)
     slots.state.finish[0] = 0
     slots.state.max_tokens[0] = 100
-    slots.pages[0] = np.arange(1, 1 + SHAPES.blocks_per_slot)
-    tokens, table = np.ones((4, 16), np.int32), np.arange(1, 5, dtype=np.int32)[:, None]
+    slots.pages[0, 0] = np.arange(1, 1 + SHAPES.blocks_per_slot)
+    tokens, table = np.ones((4, 16), np.int32), np.arange(1, 5, dtype=np.int32)[None, :, None]
 
     given = cache
     cache = programs.prefill_into(cache, tokens, table)
     assert all(x.is_deleted() for x in given.keys + given.values)
     given = cache
-    cache = programs.copy_pages(cache, [(1, 5)])
+    cache = programs.copy_pages(cache, [[(1, 5)]])
     assert all(x.is_deleted() for x in given.keys + given.values)
     given = cache
     cache, *_ = programs.decode(cache, slots.pages, slots.state, 8)
@@ -40,7 +40,7 @@ def test_the_cache_is_donated_and_updated_in_place() -> None:
 
 
 def test_each_program_is_compiled_once() -> None:
-    programs = Programs(random_params(), CONFIG, SHAPES, EOS)
+    programs = Executor(random_params(), Placement(CONFIG), SHAPES, EOS)
     first = programs.score(np.ones((4, 16), np.int32))
     compiled = programs._compiled["score[4x16]"]
     second = programs.score(np.ones((4, 16), np.int32))

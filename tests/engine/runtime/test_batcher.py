@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from itertools import count
 from random import Random
@@ -9,7 +10,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.compilation.options import DecodeOptions
+from engine.compilation.options import DecodeOptions, Parts
 from engine.runtime.batcher import Batcher, Group, Scoring
 from engine.runtime.request import GenerateRequest, Generation, Sampling, ScoreRequest
 
@@ -17,7 +18,7 @@ NUMBERS = count()  # no two prompts share a token, so a page shows whose it is
 GENERATION = Generation((1,), (0.0,), "length")
 
 
-def options(slots: int = 4, pages: int = 34) -> DecodeOptions:
+def options(slots: int = 4, pages: int = 34, parts: Parts = Parts()) -> DecodeOptions:
     return DecodeOptions(
         slots=slots,
         max_length=64,
@@ -26,6 +27,7 @@ def options(slots: int = 4, pages: int = 34) -> DecodeOptions:
         chunk_steps=4,
         prefill_tokens=32,
         loop_over_slots=True,
+        parts=parts,
     )
 
 
@@ -43,41 +45,59 @@ def finish_one(batcher: Batcher, slot: int) -> None:
 requests = st.tuples(st.integers(1, 60), st.integers(1, 64), st.integers(1, 6))
 
 
-@settings(deadline=None, max_examples=200)
-@given(st.lists(requests, min_size=1, max_size=30), st.integers(1, 6), st.integers(0, 40), st.integers(0, 99))
-def test_everything_finishes_and_nothing_is_promised_twice(asked, slots, spare_pages, seed) -> None:
-    """Any requests, any number of slots, down to the fewest pages the options can have."""
+PARTS = st.sampled_from(
+    [Parts(), Parts(2, 2, 1, 2, 1), Parts(4, 4, 1, 4, 1), Parts(4, 1, 4, 1, 1), Parts(2, 1, 2, 1, 1)]
+)
+    [Parts(), Parts(2, 2, 1, 2, 1), Parts(4, 4, 1, 4, 1), Parts(4, 1, 4, 1, 1), Parts(2, 1, 2, 1, 1)]
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(requests, min_size=1, max_size=30), st.integers(1, 6), st.integers(0, 40), st.integers(0, 99), PARTS)
+def test_everything_finishes_and_nothing_is_promised_twice(asked, slots, spare_pages, seed, parts) -> None:
+    """Any requests, any number of slots, any parts, down to the fewest pages the options can have."""
     random = Random(seed)
-    batcher = Batcher(options(slots, pages=8 + 2 + spare_pages))
+    batcher = Batcher(options(slots, pages=8 // parts.of_sequence + 2 + spare_pages, parts=parts))
     groups = [group(*request) for request in asked]
     waiting = list(groups)
-    contents: dict[int, tuple[int, ...]] = {}  # the prompt tokens each page holds
+    contents: dict[tuple[int, int], tuple[int, ...]] = {}  # the prompt tokens each page of each part holds
+
+    def placed(part: int, pages: Sequence[int]) -> list[tuple[int, int]]:
+        """(part of the cache, page) of a sequence's blocks."""
+        return [(part if parts.of_sequence == 1 else at % parts.of_sequence, page) for at, page in enumerate(pages)]
+
     while waiting or batcher.samples_waiting or batcher.running:
         for _ in range(random.randint(0, 3)):
             if waiting:
                 batcher.add(waiting.pop(0))
         admission = batcher.admit()
-        for bucket, rows in admission.prefills:
-            assert 1 <= len(rows) <= batcher._options.rows(bucket)
-            assert all(len(row.token_ids) <= bucket for row in rows)
-            for row in rows:
-                for block, page in enumerate(row.pages):
-                    contents[page] = row.token_ids[block * 8 : block * 8 + 8]
-        for source, target in admission.copies:
-            contents[target] = contents[source]
+        for bucket, by_part in admission.prefills:
+            assert len(by_part) == parts.of_slots
+            assert any(by_part)
+            for part, rows in enumerate(by_part):
+                assert len(rows) <= batcher._options.rows(bucket) // parts.of_slots
+                assert all(len(row.token_ids) <= bucket for row in rows)
+                for row in rows:
+                    for block, page in enumerate(placed(part, row.pages)):
+                        contents[page] = row.token_ids[block * 8 : block * 8 + 8]
+        for part, pairs in enumerate(admission.copies):
+            for source, target in pairs:
+                contents[part, target] = contents[part, source]
         for sample in admission.samples:
             prompt = sample.group.request.prompt[:-1]
-            blocks = [contents[page] for page in sample.pages[: -(-len(prompt) // 8)]]
-            assert sum(blocks, ()) == prompt, "a sample starts on pages that do not hold its prompt"
-        assert len(batcher.running) <= slots
-        owners: dict[int, set[int]] = {}
+            pages = placed(sample.group.part, sample.pages[: -(-len(prompt) // 8)])
+            assert sum((contents[page] for page in pages), ()) == prompt, "a sample starts on pages without its prompt"
+            assert sample.slot // (batcher._options.slot_rows // parts.of_slots) == sample.group.part
+        assert len(batcher.running) <= -(-slots // parts.of_slots) * parts.of_slots
+        owners: dict[tuple[int, int], set[int]] = {}
         for sample in batcher.running.values():
             positions = sample.group.prefilled + sample.group.max_tokens
             assert len(sample.pages) == -(-positions // 8)
-            assert len(set(sample.pages)) == len(sample.pages)
-            shareable = sample.pages[: sample.group.prefilled // 8]
-            for page in sample.pages:
-                assert page != 0
+            pages = placed(sample.group.part, sample.pages)
+            assert len(set(pages)) == len(pages)
+            shareable = pages[: sample.group.prefilled // 8]
+            for page in pages:
+                assert page[1] != 0
                 owners.setdefault(page, set()).add(id(sample.group) if page in shareable else id(sample))
         assert all(len(owner) == 1 for owner in owners.values()), "a page that is written has two owners"
         if not waiting:
@@ -87,8 +107,14 @@ def test_everything_finishes_and_nothing_is_promised_twice(asked, slots, spare_p
                 finish_one(batcher, slot)
     for each in groups:
         assert len(each.future.result(timeout=0)) == each.request.samples
-    assert batcher._pool.free == batcher._options.pages - 1
-    assert len(batcher._free_slots) == slots
+    assert_nothing_is_held(batcher)
+
+
+def assert_nothing_is_held(batcher: Batcher) -> None:
+    assert all(pool.free == batcher._options.pages - 1 for pool in batcher._pools)
+    assert sum(map(len, batcher._free_slots)) == -(-batcher._options.slots // len(batcher._free_slots)) * len(
+        batcher._free_slots
+    )
 
 
 def test_prefill_batches_take_one_bucket_together_and_the_oldest_first() -> None:
@@ -96,7 +122,7 @@ def test_prefill_batches_take_one_bucket_together_and_the_oldest_first() -> None
     for prompt in (30, 6, 31, 7, 29):
         batcher.add(group(prompt, 4))
     first = batcher.admit()
-    assert [(bucket, len(rows)) for bucket, rows in first.prefills] == [(32, 1), (32, 1), (32, 1), (8, 1)]
+    assert [(bucket, len(rows)) for bucket, [rows] in first.prefills] == [(32, 1), (32, 1), (32, 1), (8, 1)]
     finish_one(batcher, first.samples[0].slot)
     second = batcher.admit()
     assert [len(sample.group.request.prompt) for sample in second.samples] == [7]
@@ -118,14 +144,14 @@ def test_samples_share_full_prompt_pages_and_copy_the_last() -> None:
     assert len(admission.prefills) == 1
     assert one.pages[:2] == two.pages[:2]
     assert one.pages[2] != two.pages[2]
-    assert admission.copies == [(one.pages[2], two.pages[2])]
+    assert admission.copies == [[(one.pages[2], two.pages[2])]]
     source = one.pages[2]
     finish_one(batcher, one.slot)
     later = batcher.admit()
     assert later.prefills == []
     assert later.samples[0].index == 2
     assert later.samples[0].pages[:2] == two.pages[:2]
-    assert later.copies == [(source, later.samples[0].pages[2])]
+    assert later.copies == [[(source, later.samples[0].pages[2])]]
 
 
 def test_failing_a_request_frees_all_it_holds() -> None:
@@ -140,7 +166,7 @@ def test_failing_a_request_frees_all_it_holds() -> None:
     admission = batcher.admit()
     assert [len(sample.group.request.prompt) for sample in admission.samples] == [5]
     finish_one(batcher, admission.samples[0].slot)
-    assert batcher._pool.free == batcher._options.pages - 1
+    assert_nothing_is_held(batcher)
 
 
 def test_scores_go_in_batches_of_one_bucket() -> None:

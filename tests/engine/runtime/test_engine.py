@@ -13,6 +13,7 @@ import pytest
 
 from engine.errors import EngineClosed, RequestError
 from engine.model.decoder import logits
+from engine.model.partition import Partition
 from engine.runtime.engine import Engine
 from engine.runtime.request import GenerateRequest, Generation, Sampling, ScoreRequest
 from engine.steps.prefill import prefill
@@ -42,9 +43,12 @@ def engine():
         yield engine
 
 
+PLAIN = Partition.single(CONFIG)
+
+
 @jax.jit
 def plain_pass(params, tokens):
-    return logits(params, prefill(params, CONFIG, tokens)[2][0])
+    return logits(params, PLAIN, prefill(params, PLAIN, tokens)[2])
 
 
 def all_logits(params, tokens: tuple[int, ...]) -> np.ndarray:
