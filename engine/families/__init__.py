@@ -12,13 +12,18 @@ from typing import Any
 from engine.errors import UnsupportedCheckpoint
 from engine.families.attributes import Attributes, shown
 from engine.families.documents import Open, exists, join, open_local, read_document
+from engine.families.falcon import FALCON
 from engine.families.family import Family
+from engine.families.gemma2 import GEMMA2
+from engine.families.gpt2 import GPT2
 from engine.families.llama import LLAMA
+from engine.families.mistral import MISTRAL
+from engine.families.mixtral import MIXTRAL
 from engine.model.config import ModelConfig
 
 __all__ = ["FAMILIES", "CheckpointConfig", "Open", "family_of", "open_local", "read_config"]
 
-FAMILIES = (LLAMA,)
+FAMILIES = (LLAMA, MISTRAL, MIXTRAL, GEMMA2, FALCON, GPT2)
 
 _STORED = ("float32", "float16", "bfloat16")
 

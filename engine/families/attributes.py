@@ -2,14 +2,14 @@
 
 An attribute that is ignored by mistake gives a model that answers fluently and wrongly. So every attribute is read and
 checked, or compared with the only value we compute, or listed as having no bearing on the result; `finish` refuses the
-rest. `null` means not set, as it does to transformers.
+rest. `null` means not set, as it does to transformers; for a few attributes that is not the same as saying nothing.
 """
 
 from __future__ import annotations
 
 import reprlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from engine.errors import UnsupportedCheckpoint
@@ -33,6 +33,7 @@ class Attributes:
 
     def __init__(self, values: Mapping[str, Any], where: str = "config.json", prefix: str = "") -> None:
         self._rest = {name: value for name, value in values.items() if value is not None}
+        self._null = frozenset(name for name, value in values.items() if value is None)
         self._where, self._prefix = where, prefix
 
     def __contains__(self, name: str) -> bool:
@@ -66,6 +67,17 @@ class Attributes:
         if value is not default and type(value) is not str:
             raise self.wrong(name, value, "must be a string")
         return value
+
+    def choices(self, name: str, options: Sequence[str]) -> list[str] | None:
+        """A list in which each is one of the options; None if not set."""
+        value = self._take(name, None)
+        if value is not None and (type(value) is not list or not all(one in options for one in value)):
+            raise self.wrong(name, value, f"must be a list of {' and '.join(map(shown, options))}")
+        return value
+
+    def says_null(self, name: str) -> bool:
+        """Whether the attribute is there, with the value null."""
+        return name in self._null
 
     def section(self, name: str) -> Attributes | None:
         """A nested object; its own `finish` is the caller's to call."""

@@ -13,7 +13,7 @@ from engine.model.config import LinearScaling, Llama3Scaling, Rotary
 _THETA = 10_000.0  # Su et al. 2021
 
 
-def rotary_from_hf(attributes: Attributes, context_tokens: int) -> Rotary:
+def rotary_from_hf(attributes: Attributes, context_tokens: int, default_theta: float = _THETA) -> Rotary:
     """Takes every attribute about rotary positions; refuses kinds of scaling that are not computed."""
     outer_theta = attributes.number("rope_theta", None)
     if "rope_parameters" in attributes and "rope_scaling" in attributes:
@@ -21,7 +21,7 @@ def rotary_from_hf(attributes: Attributes, context_tokens: int) -> Rotary:
     rope = attributes.section("rope_parameters") or attributes.section("rope_scaling")
     attributes.only("partial_rotary_factor", 1.0)
     if rope is None:
-        return Rotary(outer_theta or _THETA)
+        return Rotary(outer_theta or default_theta)
 
     theta = rope.number("rope_theta", None)
     if None not in (theta, outer_theta) and theta != outer_theta:
@@ -29,7 +29,7 @@ def rotary_from_hf(attributes: Attributes, context_tokens: int) -> Rotary:
     rope.only("partial_rotary_factor", 1.0)
     scaling = _scaling(rope, context_tokens)
     rope.finish()
-    return Rotary(theta or outer_theta or _THETA, scaling)
+    return Rotary(theta or outer_theta or default_theta, scaling)
 
 
 def _scaling(rope: Attributes, context_tokens: int) -> LinearScaling | Llama3Scaling | None:

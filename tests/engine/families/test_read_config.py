@@ -73,7 +73,7 @@ def test_an_unknown_dtype_is_named(tmp_path: Path) -> None:
         ({"architectures": ["LlamaForSequenceClassification"]}, False),
         ({"architectures": ["LlamaForCausalLM", "Other"]}, False),
         ({"architectures": "LlamaForCausalLM"}, False),
-        ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, False),
+        ({"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, False),
         ({"model_type": "mistral"}, False),
         ({"model_type": ["llama"]}, False),
     ],
