@@ -1,4 +1,4 @@
-"""config.json of Llamas as they are published, and what is refused by name."""
+"""config.json of Llamas in all its dialects, and what is refused by name."""
 
 from __future__ import annotations
 
@@ -11,60 +11,13 @@ from hypothesis import strategies as st
 from engine.errors import UnsupportedCheckpoint
 from engine.families.attributes import shown
 from engine.families.llama import LLAMA, config_from_hf
-from engine.model.config import LinearScaling, Llama3Scaling, ModelConfig, Rotary
+from engine.model.config import LinearScaling, Llama3Scaling, Rotary
 from engine.model.params import declare, leaves
+from tests.engine.families.published import PUBLISHED
 from tests.engine.tiny_checkpoint import LLAMA as TINY
 from tests.engine.tiny_checkpoint import tensor_shapes, tiny_config
 
-LLAMA_3_2_1B = {
-    "architectures": ["LlamaForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-    "head_dim": 64,
-    "hidden_act": "silu",
-    "hidden_size": 2048,
-    "initializer_range": 0.02,
-    "intermediate_size": 8192,
-    "max_position_embeddings": 131072,
-    "mlp_bias": False,
-    "model_type": "llama",
-    "num_attention_heads": 32,
-    "num_hidden_layers": 16,
-    "num_key_value_heads": 8,
-    "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": {
-        "factor": 32.0,
-        "high_freq_factor": 4.0,
-        "low_freq_factor": 1.0,
-        "original_max_position_embeddings": 8192,
-        "rope_type": "llama3",
-    },
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.45.0.dev0",
-    "use_cache": True,
-    "vocab_size": 128256,
-}
-
-
-def test_a_published_config_reads_in_full() -> None:
-    assert config_from_hf(LLAMA_3_2_1B) == ModelConfig(
-        layers=16,
-        embed=2048,
-        ffn=8192,
-        heads=32,
-        kv_heads=8,
-        head_dim=64,
-        vocab=128256,
-        context_tokens=131072,
-        norm_epsilon=1e-5,
-        rotary=Rotary(500_000.0, Llama3Scaling(32.0, 1.0, 4.0, 8192)),
-        tied_head=True,
-    )
+LLAMA_3_2_1B = PUBLISHED["meta-llama/Llama-3.2-1B"].hf
 
 
 def test_the_oldest_dialect_has_neither_kv_heads_nor_head_dim_nor_theta() -> None:
@@ -222,9 +175,3 @@ def test_every_parameter_has_its_tensor(tied: bool, bias: bool) -> None:
     expected = list(LLAMA.expected(config))
     assert {want.name: want.shape for want in expected} == tensor_shapes(hf)
     assert [want.path for want in expected] == [path for path, _ in leaves(declare(config))]
-
-
-def test_the_table_names_no_parameter_that_no_config_has() -> None:
-    config = config_from_hf(tiny_config(attention_bias=True, mlp_bias=True, num_hidden_layers=1))
-    declared = {path.replace("layers.0.", "layers.{layer}.") for path, _ in leaves(declare(config))}
-    assert {target.path for target in LLAMA.table.values()} == declared
