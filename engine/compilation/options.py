@@ -11,6 +11,9 @@ from engine.layout import Layouts
 MIN_ROWS = 8
 """Programs have at least this many rows: below it, CPU matrix products may round a row differently."""
 
+MAX_STOP_TOKEN_IDS = 8
+"""Of a request; the device compares each new token with this many."""
+
 _SMALLEST_BUCKET = 32
 
 

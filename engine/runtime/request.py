@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from engine.compilation.options import MAX_STOP_TOKEN_IDS
 from engine.errors import RequestError
 
-MAX_STOP_TOKEN_IDS = 8  # per request; the device compares each new token with this many
 MAX_LOGPROBS = 20
 MAX_SAMPLES = 256
 

@@ -9,11 +9,9 @@ import jax
 import numpy as np
 
 from engine.cache.pages import NULL_PAGE
-from engine.compilation.options import DecodeOptions
+from engine.compilation.options import MAX_STOP_TOKEN_IDS, DecodeOptions
 from engine.runtime.batcher import Sample
-from engine.runtime.request import MAX_STOP_TOKEN_IDS
-from engine.steps.decode import LENGTH, RUNNING, Slots
-from engine.steps.sampling import SamplingRules
+from engine.steps.decode import LENGTH, RUNNING, Slots, empty_slots
 
 
 class SlotTable:
@@ -27,7 +25,7 @@ class SlotTable:
         by_page = (self._page_parts, options.slot_rows, options.blocks_per_slot // self._page_parts)
         self.pages = np.full(by_page if self._page_parts > 1 else by_slot, NULL_PAGE, np.int32)
         """[parts of the cache, rows of a part, blocks]: of a slot in its part, or every n-th block in each."""
-        self.state = _empty(options.slot_rows)
+        self.state = empty_slots(options.slot_rows, MAX_STOP_TOKEN_IDS)
 
     def fill(self, sample: Sample) -> None:
         """Puts a sample, whose prompt is in its pages, into its slot."""
@@ -78,30 +76,6 @@ def put_pages(table: np.ndarray, row: int, pages: Sequence[int], page_parts: int
         some = pages[part::page_parts]
         table[part, row] = NULL_PAGE
         table[part, row, : len(some)] = some
-
-
-def _empty(rows: int) -> Slots:
-    def of(dtype: type, *shape: int) -> np.ndarray:
-        return np.zeros((rows, *shape), dtype)
-
-    return Slots(
-        token=of(np.int32),
-        length=of(np.int32),
-        generated=of(np.int32),
-        finish=np.full(rows, LENGTH, np.int32),
-        max_tokens=of(np.int32),
-        min_tokens=of(np.int32),
-        stop_tokens=of(np.int32, MAX_STOP_TOKEN_IDS) - 1,
-        ignore_eos=of(np.bool_),
-        top_logprobs=of(np.bool_),
-        rules=SamplingRules(
-            temperature=of(np.float32),
-            top_k=of(np.int32),
-            top_p=of(np.float32) + 1,
-            min_p=of(np.float32),
-            key=of(np.uint32, 5),
-        ),
-    )
 
 
 def _words(number: int) -> tuple[int, int]:

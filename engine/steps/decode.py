@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -45,6 +46,32 @@ class Slots:
     ignore_eos: Leaf  # bool[slots]
     top_logprobs: Leaf  # bool[slots]: the most likely alternatives are wanted too
     rules: SamplingRules
+
+
+def empty_slots(rows: int, stops: int) -> Slots:
+    """On the host; nothing runs. `stops` is how many stop tokens a slot has room for."""
+
+    def of(dtype: type, *shape: int) -> np.ndarray:
+        return np.zeros((rows, *shape), dtype)
+
+    return Slots(
+        token=of(np.int32),
+        length=of(np.int32),
+        generated=of(np.int32),
+        finish=np.full(rows, LENGTH, np.int32),
+        max_tokens=of(np.int32),
+        min_tokens=of(np.int32),
+        stop_tokens=of(np.int32, stops) - 1,
+        ignore_eos=of(np.bool_),
+        top_logprobs=of(np.bool_),
+        rules=SamplingRules(
+            temperature=of(np.float32),
+            top_k=of(np.int32),
+            top_p=of(np.float32) + 1,
+            min_p=of(np.float32),
+            key=of(np.uint32, 5),
+        ),
+    )
 
 
 @jax.tree_util.register_dataclass
