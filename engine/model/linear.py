@@ -12,9 +12,11 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int8
 
 from engine.model.quantized import Quantized, dequantize, parts
+
+_BLOCK_BYTES = 1 << 20  # of converted weights
 
 
 def linear(
@@ -36,14 +38,37 @@ def linear(
     assert x.shape[1:] == contracted, f"{x.shape=} does not fit {weight.shape=} with {inputs=}"
     x = x.reshape(x.shape[0], math.prod(contracted))
     flat = values.reshape(math.prod(outputs), math.prod(contracted))
-    if scale is not None:
-        flat = flat.astype(x.dtype)  # exact, in bfloat16 too
-    product = lax.dot_general(x, flat, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    if scale is not None:
-        product = product * scale.reshape(1, -1)
+    if scale is None:
+        product = _product(x, flat)
+    else:
+        product = lax.platform_dependent(x, flat, cpu=_by_blocks, default=_converted) * scale.reshape(1, -1)
     if bias is not None:
         product = product + bias.reshape(1, -1).astype(jnp.float32)
     return product.astype(out_dtype or x.dtype).reshape(x.shape[0], *outputs)
+
+
+def _product(x: Float[Array, "tokens inputs"], weight: Array) -> Float[Array, "tokens outputs"]:
+    return lax.dot_general(x, weight, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _converted(x: Float[Array, "tokens inputs"], weight: Int8[Array, "outputs inputs"]) -> Array:
+    return _product(x, weight.astype(x.dtype))  # exact, in bfloat16 too
+
+
+def _by_blocks(x: Float[Array, "tokens inputs"], weight: Int8[Array, "outputs inputs"]) -> Array:
+    """The same where the compiler does not convert on the way (CPU): as many outputs at a time as its cache holds.
+
+    Converted at once, all weights of a program would stand in memory as float32 before its first product.
+    """
+    outputs, inputs = weight.shape
+    block = min(outputs, max(32, _BLOCK_BYTES // (inputs * x.dtype.itemsize)))
+
+    def one(index: Int[Array, ""], out: Array) -> Array:
+        start = index * block  # slices are clamped to the array: the last block overlaps the one before
+        some = lax.dynamic_slice_in_dim(weight, start, block)
+        return lax.dynamic_update_slice_in_dim(out, _converted(x, some), start, axis=1)
+
+    return lax.fori_loop(0, -(-outputs // block), one, jnp.zeros((x.shape[0], outputs), jnp.float32))
 
 
 def take(table: Float[Array, "rows columns"] | Quantized, indices: Int[Array, "..."], dtype: jnp.dtype) -> Array:

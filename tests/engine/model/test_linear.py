@@ -60,6 +60,24 @@ def test_in_bfloat16_the_sum_is_rounded_once() -> None:
     np.testing.assert_allclose(np.asarray(linear(x, held)).astype(np.float64), exact, rtol=2**-8, atol=2e-3)
 
 
+def test_outputs_that_no_block_divides() -> None:
+    """On CPU the converted weights stand in memory a block at a time; 349 outputs of 4096 inputs are six of them."""
+    x, held = jnp.asarray(normal(8, 4096)), quantize(jnp.asarray(normal(349, 4096)))
+    np.testing.assert_allclose(linear(x, held), product(x, np.asarray(dequantize(held)), 1), rtol=1e-4, atol=1e-3)
+
+
+def test_no_floating_copy_of_the_weights_is_kept() -> None:
+    layers = [quantize(jnp.asarray(normal(2048, 2048))) for _ in range(4)]
+
+    def program(x: Any, layers: list[Any]) -> Any:
+        for layer in layers:
+            x = linear(x, layer)
+        return x
+
+    memory = jax.jit(program).lower(normal(8, 2048), layers).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < sum(layer.nbytes for layer in layers) / 4
+
+
 def test_an_activation_of_another_width_is_refused() -> None:
     with pytest.raises(AssertionError, match=r"x\.shape=\(3, 8\)"):
         linear(jnp.zeros((3, 8)), jnp.zeros((4, 16)))
