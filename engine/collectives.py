@@ -1,4 +1,4 @@
-"""Collectives over several mesh axes, one axis after the other, inside a shard_map.
+"""Collectives over several mesh axes, staged as a torus of chips likes them, inside a shard_map.
 
 Over no axis each of them is the identity, so a program for one chip is the same code with nothing in it. A dimension
 that is sharded over (a, b) has a as its major axis: shard i of a, then shard j of b within it.
@@ -6,6 +6,7 @@ that is sharded over (a, b) has a as its major axis: shard i of a, then shard j 
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
@@ -18,10 +19,14 @@ _FEW_ROWS, _RUN = 8, 512
 
 
 def all_gather(x: Array, axes: Axes, dim: int = 0) -> Array:
-    """[.. dim.axes ..] -> [.. dim ..]."""
-    for axis in reversed(axes):
-        x = lax.all_gather(x, axis, axis=dim, tiled=True)
-    return x
+    """[.. dim.axes ..] -> [.. dim ..].
+
+    Over several axes in one operation, which uses the links of all of them at once; but not over all the chips there
+    are, which a TPU turns into an all-reduce of zeros and shards: there the major axis comes last, by itself.
+    """
+    if len(axes) > 1 and lax.axis_size(axes) == jax.sharding.get_abstract_mesh().size:
+        return lax.all_gather(all_gather(x, axes[1:], dim), axes[0], axis=dim, tiled=True)
+    return lax.all_gather(x, axes, axis=dim, tiled=True) if axes else x
 
 
 def reduce_scatter(x: Array, axes: Axes, dim: int = 0) -> Array:

@@ -8,6 +8,7 @@ few of their numbers are needed for a token, or few tokens need them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ from engine.model.positions import Rotation, rotate, rotation
 Attend = Callable[[int, Array, Array, Array], Array]
 """(layer, q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim]) -> [tokens, heads, head_dim], of this chip
 (see attention_projections)."""
+
+_LOOKED_UP_TOKENS = 16384
 
 ATTENTION = ("query", "key", "value", "attention_out")
 
@@ -107,11 +110,9 @@ def _embed(params: Params, model: Partition, tokens: Int[Array, " tokens"], posi
         found = take(table, jnp.clip(at, 0, rows - 1), dtype)
         return jnp.where(((at >= 0) & (at < rows))[:, None], found, 0)  # [tokens, embed.E] (partialsum-F)
 
-    if not layout.rest_ffn and not layout.rest_embed:
-        x = take(table, tokens, dtype)
-    elif layout.used_embed == layout.rest_embed:
-        x = reduce_scatter(look_up(tokens), layout.tokens)
-    else:
+    def summed(tokens: Array) -> Array:
+        if layout.used_embed == layout.rest_embed:
+            return reduce_scatter(look_up(tokens), layout.tokens)
         # Tokens are to be split over x as well, whose chips hold different parts of embed: sum over the others first.
         across = layout.mesh.size(layout.rest_embed)
         partial = look_up(tokens).reshape(across, tokens.shape[0] // across, -1)
@@ -119,7 +120,16 @@ def _embed(params: Params, model: Partition, tokens: Int[Array, " tokens"], posi
         x = reduce_scatter(partial, others, dim=1)  # [x, tokens.yz, embed.x]
         for axis in layout.rest_embed:
             x = all_to_all(x, axis, split=0, concat=2)
-        x = x.reshape(-1, x.shape[-1])  # [tokens.xyz, embed]
+        return x.reshape(-1, x.shape[-1])  # [tokens.xyz, embed]
+
+    if not layout.rest_ffn and not layout.rest_embed:
+        x = take(table, tokens, dtype)
+    else:  # some of every chip's tokens at a time, as each chip looks up all of them
+        chips = layout.mesh.size(layout.tokens)
+        pieces = math.gcd(tokens.shape[0] // chips, -(-tokens.shape[0] // _LOOKED_UP_TOKENS))
+        by_piece = jnp.swapaxes(tokens.reshape(chips, pieces, -1), 0, 1).reshape(pieces, -1)
+        x = lax.map(summed, by_piece) if pieces > 1 else summed(tokens)
+        x = x.reshape(-1, x.shape[-1])
     if config.embedding_scale != 1:
         x = x * jnp.asarray(config.embedding_scale, dtype)
     if config.learned_positions:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -27,7 +29,8 @@ def feedforward(
         # [tokens.(G,e), ffn.F] -> [tokens.G, ffn.F]
         return linear(all_gather(hidden, model.layout.used_embed), used["down"])
 
-    pieces = -(-x.shape[0] // model.micro_tokens) if model.micro_tokens else 1
+    across = model.layout.mesh.size(model.layout.used_embed)  # each piece is scattered over these chips and gathered
+    pieces = math.gcd(x.shape[0] // across, -(-x.shape[0] // model.micro_tokens))
     if pieces == 1:
         return some(x)
     return lax.map(some, x.reshape(pieces, -1, x.shape[1])).reshape(x.shape)

@@ -28,8 +28,8 @@ class Partition:
     config: ModelConfig
     held: HeldSizes
     layout: Layout = Layout()
-    micro_tokens: int | None = None
-    """A feed-forward takes at most this many tokens at a time, which bounds its temporaries; None: all."""
+    micro_tokens: int = 4096
+    """A feed-forward takes about this many of a chip's tokens at a time, which bounds its temporaries."""
 
     @classmethod
     def single(cls, config: ModelConfig) -> Partition:
