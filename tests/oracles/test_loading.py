@@ -14,7 +14,8 @@ from engine.model.config import LinearScaling, Llama3Scaling
 from engine.model.params import count, leaves
 from engine.weights.load import load_params
 from engine.weights.tensor_files import INDEX, SINGLE
-from tests.oracles.tiny_llama import ROPES, make_tiny_llama, torch
+from tests.oracles.tiny_checkpoints import torch
+from tests.oracles.tiny_llama import ROPES, make_tiny_llama
 
 
 def numbers(tensor: Any) -> np.ndarray:

@@ -1,18 +1,11 @@
-"""Random Llama checkpoints made by transformers, and the model that answers for them.
-
-The weights are spread more widely than any training would start from, so that logits are not flat: the likeliest token
-leads by far more than rounding, and greedy continuations can be compared token by token.
-"""
+"""Random Llama checkpoints made by transformers, and the model that answers for them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-torch = pytest.importorskip("torch", reason="the oracle is transformers' Llama, which needs torch")
-transformers = pytest.importorskip("transformers", reason="the oracle is transformers' Llama")
+from tests.oracles.tiny_checkpoints import make_tiny
 
 ROPES: dict[str, dict[str, Any] | None] = {
     "default": None,
@@ -44,7 +37,11 @@ def make_tiny_llama(
     bias: bool = False,
 ) -> Any:
     """Saves a random LlamaForCausalLM in `directory`; returns it in float32, holding exactly the saved values."""
-    config = transformers.LlamaConfig(
+    return make_tiny(
+        "Llama",
+        directory,
+        dtype=dtype,
+        seed=seed,
         vocab_size=vocab,
         hidden_size=embed,
         intermediate_size=ffn,
@@ -58,20 +55,4 @@ def make_tiny_llama(
         tie_word_embeddings=tied,
         attention_bias=bias,
         mlp_bias=bias,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        attn_implementation="eager",
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = transformers.LlamaForCausalLM(config)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "norm" in name:  # transformers starts norms at one and biases at zero, where mistakes cannot show
-                    parameter.uniform_(0.5, 1.5)
-                elif name.endswith("bias"):
-                    parameter.normal_(0.0, 0.3)
-    model.to(getattr(torch, dtype)).save_pretrained(directory)
-    # Read back, not cast back: a cast would leave the rotary frequencies rounded to the file's dtype.
-    return transformers.LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
