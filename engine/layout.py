@@ -131,14 +131,18 @@ class Layout:
         """Of the query heads whose attention a chip computes."""
         return (*self.used_ffn, *self.used_embed) if self.attention == "heads" else ()
 
-    def kv_heads_split(self, kv_heads: int) -> Axes:
-        """Of key and value heads at rest: as many major axes of `rest_ffn` as divide them; head_dim has the others."""
+    def _major_split(self, count: int) -> Axes:
+        """As many major axes of `rest_ffn` as divide a number of things."""
         axes: Axes = ()
         for axis in self.rest_ffn:
-            if kv_heads % self.mesh.size((*axes, axis)):
+            if count % self.mesh.size((*axes, axis)):
                 break
             axes = (*axes, axis)
         return axes
+
+    def kv_heads_split(self, kv_heads: int) -> Axes:
+        """Of key and value heads at rest: as many major axes of `rest_ffn` as divide them; head_dim has the others."""
+        return self._major_split(kv_heads)
 
     def kv_heads_whole(self, kv_heads: int) -> bool:
         """Whether key and value heads are split as query heads are, with no copies."""
@@ -154,13 +158,17 @@ class Layout:
 
     # Parameters.
 
-    def at_rest(self, axes: Sequence[Axis], kv_heads: int) -> DimAxes:
+    def experts_split(self, experts: int) -> Axes:
+        """Of a mixture's experts at rest: as many major axes of `rest_ffn` as divide them; ffn has the others."""
+        return self._major_split(experts)
+
+    def at_rest(self, axes: Sequence[Axis], kv_heads: int, experts: int = 0) -> DimAxes:
         """How a parameter with these logical axes is split at rest; what is no matrix is whole everywhere."""
         if not is_matrix(axes):
             return ((),) * len(axes)
-        kv = self.kv_heads_split(kv_heads)
-        where: dict[str, Axes] = {"embed": self.rest_embed, "experts": ()}
-        where |= dict.fromkeys(("ffn", "heads", "vocab"), self.rest_ffn)
+        kv, mixed = self.kv_heads_split(kv_heads), self.experts_split(experts) if "experts" in axes else ()
+        where: dict[str, Axes] = {"embed": self.rest_embed, "experts": mixed, "ffn": self.rest_ffn[len(mixed) :]}
+        where |= dict.fromkeys(("heads", "vocab"), self.rest_ffn)
         where |= {"kv_heads": kv, "head_dim": self.rest_ffn[len(kv) :] if "kv_heads" in axes else ()}
         return tuple(where[axis] for axis in axes)
 
@@ -195,6 +203,31 @@ class Layouts:
         rest: Rest = "1d" if "ws1d" in (prefill[0], decode[0]) else "2d"
         return cls(Layout(mesh, *prefill, rest), Layout(mesh, *decode, rest))
 
+    @classmethod
+    def asked(
+        cls,
+        kv_heads: int,
+        mesh: str | None,
+        prefill: Sequence[str | None] | None = None,
+        decode: Sequence[str | None] | None = None,
+    ) -> Layouts:
+        """Layouts by name, (feed-forward, attention) for each phase; None leaves the choice to the usual one.
+
+        That is weight-stationary, attention over heads where every chip has key and value heads of its own and else
+        over the batch, in prefill over heads.
+        """
+        shape = MeshShape.parse(mesh) if mesh else MeshShape()
+        over: AttentionSharding = "batch" if kv_heads % shape.chips else "heads"
+
+        def phase(names: Sequence[str | None] | None, attention: AttentionSharding, other: object) -> tuple:
+            ffn, sharding = names or (None, None)
+            if ffn is None:
+                ffn = "ws1d" if other == "ws1d" else "ws2d"
+            return ffn, sharding or ("batch" if sharding is None and ffn == "wg-xyz" else attention)
+
+        of_prefill = phase(prefill, "heads", decode and decode[0])
+        return cls.of(shape, of_prefill, phase(decode, over, of_prefill[0]))
+
     @property
     def mesh(self) -> MeshShape:
         return self.prefill.mesh
@@ -216,6 +249,8 @@ class ModelSizes(Protocol):
     def head_dim(self) -> int: ...
     @property
     def vocab(self) -> int: ...
+    @property
+    def expert_count(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -269,10 +304,11 @@ def check_divides(config: ModelSizes, layouts: Layouts) -> None:
 def _indivisible(config: ModelSizes, layouts: Layouts) -> str | None:
     layout, mesh = layouts.prefill, layouts.mesh
     kv_heads = held_sizes(config, layouts).kv_heads
+    mixed = layout.experts_split(config.expert_count) if config.expert_count else ()
     kv_dim_axes = layout.rest_ffn[len(layout.kv_heads_split(kv_heads)) :]
     for name, size, axes in (
         ("embed", config.embed, layout.rest_embed),
-        ("ffn", config.ffn, layout.rest_ffn),
+        ("ffn", config.ffn, layout.rest_ffn[len(mixed) :]),
         ("head_dim", config.head_dim, kv_dim_axes),
     ):
         if size % mesh.size(axes):

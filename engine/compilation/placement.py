@@ -59,7 +59,7 @@ class Placement:
         """Of the parameters at rest; `int8`: matrices are quantised, their scales whole on every chip."""
 
         def of(_: str, declared: Parameter) -> Any:
-            split = spec(self.layouts.decode.at_rest(declared.axes, self.held.kv_heads))
+            split = spec(self.layouts.decode.at_rest(declared.axes, self.held.kv_heads, self.config.expert_count))
             return Quantized(split, P()) if int8 and declared.is_matrix else split
 
         return build(self.config, of, self.held)

@@ -94,5 +94,10 @@ class ModelConfig:
         return self.windows[layer] if self.windows else None
 
     @property
+    def expert_count(self) -> int:
+        """0 for a model without a mixture."""
+        return self.experts.count if self.experts else 0
+
+    @property
     def attention_scale(self) -> float:
         return self.head_dim**-0.5 if self.query_scale is None else self.query_scale

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from engine.collectives import all_gather, all_to_all, index, reduce_scatter, shard
 from engine.model.attention_projections import back, keys_or_values, queries
+from engine.model.experts import experts
 from engine.model.feedforward import MATRICES, feedforward
 from engine.model.linear import linear, take
 from engine.model.norms import norm
@@ -77,8 +78,6 @@ def _layer(
     x = x + _post_norm(model.leave(attention, layer.get("attention_out_bias")), layer, "post_attention_norm", model)
     normed = _norm(x, layer, "ffn_norm", model)
     if config.experts:
-        from engine.model.experts import experts
-
         out = experts(layer, normed, config, layout)
     else:
         entered = all_gather(normed, layout.entry)

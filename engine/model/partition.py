@@ -70,7 +70,7 @@ class Partition:
 
     def _split_at_rest(self, name: str) -> DimAxes:
         axes = declare(self.config)["layers"][0][name].axes
-        return self.layout.at_rest(axes, self.held.kv_heads)
+        return self.layout.at_rest(axes, self.held.kv_heads, self.config.expert_count)
 
     def table(self, weight: Weight) -> Weight:
         """The embedding table or the output head, [vocab, embed], where it rests; of its scales the part beside it."""
