@@ -1,8 +1,8 @@
 """The collectives that a program issues, with their bytes: one entry for each line of code that sends something.
 
-Where bytes are counted D: what an all-gather puts out on a chip, what any other collective takes in. Over several mesh
-axes a collective is issued axis by axis (engine/collectives.py), so its stages are smaller but for one; together they
-put D (n - 1) / n on the wire, as one over all n chips would, except an all-to-all, each stage of which moves all of D.
+Bytes are the paper's D: what an all-gather puts out on a chip, what any other collective takes in. Over several mesh
+axes most collectives are issued axis by axis (engine/collectives.py), in stages that are smaller but for one; together
+they put D (n - 1) / n on the wire, as one over all n chips would, but for an all-to-all, each stage of which moves D.
 
 Follow engine/model/decoder.py beside this; tests hold every entry against the program itself.
 """
@@ -21,6 +21,11 @@ from engine.model.params import Parameter, declare
 Kind = Literal["all-gather", "reduce-scatter", "all-to-all", "all-reduce"]
 Phase = Literal["prefill", "decode"]
 
+MICRO_TOKENS = 4096
+"""A feed-forward's (engine.model.partition.Partition)."""
+LOOKED_UP_TOKENS = 16384
+"""At a time in the embedding (engine/model/decoder.py)."""
+
 _FLOAT32 = 4
 
 
@@ -29,7 +34,6 @@ class Stage(NamedTuple):
 
     kind: Kind
     axes: Axes
-    """One axis, but for an all-reduce."""
     chips: int
     """Along the axes."""
     bytes: int
@@ -44,17 +48,21 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class Collective:
-    """A collective over several axes."""
+    """A collective over several axes, issued in one or more stages."""
 
     what: str
     kind: Kind
-    axes: Axes
-    """Major first: gathered from the last to the first, scattered from the first to the last."""
+    groups: tuple[Axes, ...]
+    """The axes of each stage, major first: gathered from the last to the first, scattered from the first on."""
     sizes: tuple[int, ...]
-    """Chips along each axis."""
+    """Chips along the axes of each group."""
     bytes: int
     """D of the whole: the gathered array, or the array before it is scattered."""
     times: int = 1
+
+    @property
+    def axes(self) -> Axes:
+        return tuple(axis for group in self.groups for axis in group)
 
     @property
     def chips(self) -> int:
@@ -63,13 +71,11 @@ class Collective:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """As they are issued."""
-        if self.kind == "all-reduce":
-            return (Stage(self.kind, self.axes, self.chips, self.bytes),)
         major_first, left = [], self.bytes
-        for axis, size in zip(self.axes, self.sizes, strict=True):
-            major_first.append(Stage(self.kind, (axis,), size, left))
-            if self.kind != "all-to-all":
-                assert left % size == 0, f"{self.what}: {left} bytes over {size} chips of {axis}"
+        for axes, size in zip(self.groups, self.sizes, strict=True):
+            major_first.append(Stage(self.kind, axes, size, left))
+            if self.kind in ("all-gather", "reduce-scatter"):
+                assert left % size == 0, f"{self.what}: {left} bytes over {size} chips of {axes}"
                 left //= size
         return tuple(major_first if self.kind == "reduce-scatter" else reversed(major_first))
 
@@ -96,6 +102,7 @@ class Traffic:
     """Of one pass: rows times their length in prefill, slots in decode."""
     activation_bytes: int = 2
     weight_bytes: int = 2
+    micro_tokens: int = MICRO_TOKENS
 
     def layer(self) -> list[Collective]:
         """Of one layer, in the order of the program."""
@@ -160,13 +167,27 @@ class Traffic:
     # Collectives, of which those over no axis are left out.
 
     def _over(
-        self, what: str, kind: Kind, axes: Axes, elements: int, width_bytes: int | None = None
+        self, what: str, kind: Kind, axes: Axes, elements: int, width_bytes: int | None = None, pieces: int = 1
     ) -> Iterator[Collective]:
-        """`elements` of D."""
+        """`elements` of D, in so many pieces."""
         if axes:
-            sizes = tuple(self.layout.mesh.size((axis,)) for axis in axes)
-            each = self.activation_bytes if width_bytes is None else width_bytes
-            yield Collective(what, kind, axes, sizes, elements * each)
+            yield self._collective(what, kind, self._groups(kind, axes), elements // pieces, width_bytes, pieces)
+
+    def _collective(
+        self, what: str, kind: Kind, groups: tuple[Axes, ...], elements: int, width_bytes: int | None, times: int = 1
+    ) -> Collective:
+        sizes = tuple(map(self.layout.mesh.size, groups))
+        each = self.activation_bytes if width_bytes is None else width_bytes
+        return Collective(what, kind, groups, sizes, elements * each, times)
+
+    def _groups(self, kind: Kind, axes: Axes) -> tuple[Axes, ...]:
+        """Which axes go into one instruction (engine/collectives.py)."""
+        if kind == "all-reduce":
+            return (axes,)
+        if kind == "all-gather":
+            everywhere = len(axes) > 1 and len(axes) == len(self.layout.everything)
+            return (axes[:1], axes[1:]) if everywhere else (axes,)
+        return tuple((axis,) for axis in axes)
 
     # The program, piece by piece.
 
@@ -186,18 +207,20 @@ class Traffic:
         yield from self._over(what, "reduce-scatter", self.layout.entry, self._entered_tokens * embed)
 
     def _weights(self, *names: str) -> Iterator[Collective]:
-        """Gathered dimension by dimension, in each from the minor axis on."""
+        """Gathered dimension by dimension."""
         layer, gathered = declare(self.config, self.held)["layers"][0], self.layout.gathered
         for name in names:
             if name not in layer:
                 continue
             declared: Parameter = layer[name]
             split = self.layout.at_rest(declared.axes, self.held.kv_heads)
-            axes: Axes = tuple(axis for over in reversed(split) for axis in over if axis in gathered)
+            parts: list[Axes] = [tuple(axis for axis in over if axis in gathered) for over in reversed(split)]
+            groups = tuple(axes for axes in parts if axes)
             used = math.prod(
                 self._part(size, _without(over, gathered)) for size, over in zip(declared.shape, split, strict=True)
             )
-            yield from self._over(f"{name} weights", "all-gather", axes, used, self.weight_bytes)
+            if groups:
+                yield self._collective(f"{name} weights", "all-gather", groups, used, self.weight_bytes)
 
     def _attention(self) -> Iterator[Collective]:
         layout, heads = self.layout, self.held.heads
@@ -246,24 +269,27 @@ class Traffic:
 
     def _feedforward(self) -> Iterator[Collective]:
         layout = self.layout
-        elements = self._entered_tokens * self._part(self.config.ffn, layout.used_ffn)
+        tokens, over = self._entered_tokens, layout.used_embed
+        elements = tokens * self._part(self.config.ffn, layout.used_ffn)
+        pieces = math.gcd(self._part(tokens, over), -(-tokens // self.micro_tokens))
         yield from self._weights("gate", "up", "down")
-        yield from self._over("up scatter", "reduce-scatter", layout.used_embed, elements)
+        yield from self._over("up scatter", "reduce-scatter", over, elements, pieces=pieces)
         if self.config.gated:
-            yield from self._over("gate scatter", "reduce-scatter", layout.used_embed, elements)
-        yield from self._over("ffn gather", "all-gather", layout.used_embed, elements)
+            yield from self._over("gate scatter", "reduce-scatter", over, elements, pieces=pieces)
+        yield from self._over("ffn gather", "all-gather", over, elements, pieces=pieces)
 
     def _embedding(self) -> Iterator[Collective]:
         """Each chip looks up what it has of the table, in vocabulary and in embed."""
         layout = self.layout
         elements = self.tokens * self._part(self.config.embed, layout.rest_embed)
+        pieces = math.gcd(self._residual_tokens, -(-self.tokens // LOOKED_UP_TOKENS))
         if layout.used_embed == layout.rest_embed:
-            yield from self._over("embedding scatter", "reduce-scatter", layout.tokens, elements)
+            yield from self._over("embedding scatter", "reduce-scatter", layout.tokens, elements, pieces=pieces)
             return
         others = _without(layout.everything, layout.rest_embed)
-        yield from self._over("embedding scatter", "reduce-scatter", others, elements)
+        yield from self._over("embedding scatter", "reduce-scatter", others, elements, pieces=pieces)
         part = self._part(elements, others)
-        yield from self._over("embedding all-to-all", "all-to-all", layout.rest_embed, part)
+        yield from self._over("embedding all-to-all", "all-to-all", layout.rest_embed, part, pieces=pieces)
 
     def _head(self) -> Iterator[Collective]:
         """Tokens meet the table where it rests; then each chip gets all logits of its own slots."""

@@ -14,7 +14,7 @@ from engine.mesh import MeshShape
 from engine.model.config import ModelConfig
 from engine.planning.named_models import named_model
 from engine.planning.paper_volumes import paper_volume, switch_tokens, width
-from engine.planning.volumes import Collective, Phase, Stage, Traffic, wire_bytes
+from engine.planning.volumes import Collective, Kind, Phase, Stage, Traffic, wire_bytes
 from tests.engine.planning.traced import traced_decode, traced_prefill
 
 FFN = get_args(Feedforward)
@@ -26,6 +26,7 @@ FIG_3 = (16384, 65536)  # E and F of figure 3
 def of_mesh(
     config: ModelConfig, mesh: MeshShape, ffn: Feedforward, attention: AttentionSharding
 ) -> tuple[Layout, HeldSizes]:
+    """The same layout in both phases."""
     layouts = Layouts.of(mesh, (ffn, attention), (ffn, attention))
     return layouts.prefill, held_sizes(config, layouts)
 
@@ -53,10 +54,12 @@ def test_what_is_counted_is_what_the_program_issues(
     int8 = attention == "batch"
     of = {"weight_bytes": 1 if int8 else 2}
 
-    prefill = traced_prefill(config, held, layout, rows=64, seq=128, int8=int8)
-    assert Counter(prefill) == counted(Traffic(config, layout, held, "prefill", 64 * 128, **of))
+    layouts = Layouts(layout, layout)
 
-    decode = traced_decode(config, held, layout, slots=128, context=1024, int8=int8)
+    prefill = traced_prefill(config, layouts, rows=128, seq=256, int8=int8)
+    assert Counter(prefill) == counted(Traffic(config, layout, held, "prefill", 128 * 256, **of))
+
+    decode = traced_decode(config, layouts, slots=128, context=8192, int8=int8)
     assert Counter(decode) == counted(Traffic(config, layout, held, "decode", 128, **of))
 
 
@@ -75,7 +78,7 @@ def test_a_feed_forward_of_two_matrices_is_the_paper_s_table(ffn: Feedforward) -
     of_ffn = ("entry gather", "up weights", "down weights", "up scatter", "ffn gather", "exit scatter")
     sent = [one for one in Traffic(config, layout, held, "prefill", tokens).layer() if one.what in of_ffn]
     paper = paper_volume(layout, config.embed, 2 * config.ffn)
-    assert sum(one.bytes for one in sent) == paper.bytes(tokens)
+    assert sum(one.times * one.bytes for one in sent) == paper.bytes(tokens)
     assert sent, "nothing was compared"
 
 
@@ -91,7 +94,7 @@ def test_a_parallel_block_is_the_paper_s_with_gate_query_and_output(ffn: Feedfor
         if not any(word in one.what for word in not_in_the_formula)
     ]
     paper = paper_volume(layout, config.embed, width(config, held))
-    assert sum(one.bytes for one in sent) == paper.bytes(tokens, weight_bytes=weight_bytes)
+    assert sum(one.times * one.bytes for one in sent) == paper.bytes(tokens, weight_bytes=weight_bytes)
 
 
 def test_the_paper_s_volumes_as_they_stand_in_the_text() -> None:
@@ -138,9 +141,9 @@ def test_the_best_mesh_for_2d_is_the_paper_s(x: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["all-gather", "reduce-scatter"])
-def test_stages_put_on_the_wire_what_one_collective_would(kind: str) -> None:
+def test_stages_put_on_the_wire_what_one_collective_would(kind: Kind) -> None:
     whole = 3 * 2**20
-    one = Collective("x", kind, ("z", "y", "x"), (2, 4, 8), whole)  # pyright: ignore[reportArgumentType]
+    one = Collective("x", kind, (("z",), ("y",), ("x",)), (2, 4, 8), whole)
     assert one.wire_bytes == Fraction(whole * 63, 64)
     stages = one.stages if kind == "reduce-scatter" else one.stages[::-1]
     assert [(stage.axes, stage.bytes) for stage in stages] == [
@@ -151,13 +154,13 @@ def test_stages_put_on_the_wire_what_one_collective_would(kind: str) -> None:
 
 
 def test_an_all_to_all_moves_everything_in_each_stage() -> None:
-    one = Collective("x", "all-to-all", ("z", "y"), (4, 4), 1600)
+    one = Collective("x", "all-to-all", (("z",), ("y",)), (4, 4), 1600)
     assert [stage.wire_bytes for stage in one.stages] == [1200, 1200]
     assert wire_bytes([replace(one, times=3)]) == 3 * 2400
 
 
 def test_an_all_reduce_goes_around_twice() -> None:
-    one = Collective("x", "all-reduce", ("x", "y"), (2, 4), 800)
+    one = Collective("x", "all-reduce", (("x", "y"),), (8,), 800)
     assert [(stage.axes, stage.wire_bytes) for stage in one.stages] == [(("x", "y"), 1400)]
 
 

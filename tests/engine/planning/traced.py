@@ -9,18 +9,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Var
+from jax.sharding import AbstractMesh, AxisType
 
-from engine.cache.pages import PagedCache
-from engine.layout import DimAxes, HeldSizes, Layout
+from engine.compilation.options import DecodeOptions, Parts
+from engine.compilation.placement import Placement
+from engine.compilation.programs import Program, ProgramSet
+from engine.layout import Layouts
 from engine.mesh import AXES
 from engine.model.config import ModelConfig
-from engine.model.params import Parameter, Params, build
-from engine.model.partition import Partition
+from engine.model.params import Parameter, build
 from engine.model.quantized import Quantized
 from engine.planning.volumes import Kind, Stage
-from engine.steps.decode import Slots, decode
-from engine.steps.prefill import prefill
-from engine.steps.sampling import SamplingRules
+from engine.steps.decode import empty_slots
 
 _KINDS: dict[str, Kind] = {
     "all_gather": "all-gather",
@@ -32,73 +32,73 @@ _KINDS: dict[str, Kind] = {
 _PAGE = 128
 
 
-def traced_prefill(
-    config: ModelConfig, held: HeldSizes, layout: Layout, rows: int, seq: int, int8: bool = False
-) -> list[Stage]:
+def traced_prefill(config: ModelConfig, layouts: Layouts, rows: int, seq: int, int8: bool = False) -> list[Stage]:
     """Of prefill up to the last layer's keys and values."""
-    tokens = jax.ShapeDtypeStruct((rows, seq), jnp.int32)
-    return _stages(
-        lambda params, tokens: prefill(params, Partition(config, held, layout), tokens)[:2],
-        layout,
-        _own_params(config, held, layout, int8),
-        tokens,
+    programs = _programs(config, layouts, rows, seq, int8)
+    return _stages(programs, programs.prefill(rows, seq), _params(programs), _of(jnp.int32, rows, seq))
+
+
+def traced_decode(config: ModelConfig, layouts: Layouts, slots: int, context: int, int8: bool = False) -> list[Stage]:
+    """Of one step of decode, without the alternatives that are sent only if wanted."""
+    programs = _programs(config, layouts, slots, context, int8)
+    options, parts = programs.options, programs.options.parts
+    new_cache = programs.new_cache()
+    cache = jax.eval_shape(_on_chips(programs, new_cache))
+    shape = parts.of_slots * parts.of_sequence, slots // parts.of_slots, options.blocks_per_slot // parts.of_sequence
+    state = jax.tree.map(lambda x: _of(x.dtype, *x.shape), empty_slots(slots, 4))
+    return _stages(programs, programs.decode(), _params(programs), cache, _of(jnp.int32, *shape), state, _of(jnp.int32))
+
+
+def _of(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _programs(config: ModelConfig, layouts: Layouts, slots: int, context: int, int8: bool) -> ProgramSet:
+    parts = Parts.of(layouts)
+    blocks = -(-context // _PAGE)
+    options = DecodeOptions(
+        slots=slots,
+        max_length=context,
+        pages=slots // parts.of_slots * -(-blocks // parts.of_sequence) + 1,
+        page_tokens=_PAGE,
+        chunk_steps=1,
+        prefill_tokens=slots * context,
+        loop_over_slots=False,
+        kv_dtype="bfloat16",
+        parts=parts,
+    )
+    return ProgramSet(Placement(config, layouts), options, (2,), int8)
+
+
+def _params(programs: ProgramSet) -> Any:
+    def of(_: str, declared: Parameter) -> Any:
+        if programs.int8_weights and declared.is_matrix:
+            outputs = declared.shape[: len(declared.shape) - declared.inputs]
+            return Quantized(_of(jnp.int8, *declared.shape), _of(jnp.float32, *outputs))
+        return _of(jnp.bfloat16, *declared.shape)
+
+    return build(programs.placement.config, of, programs.placement.held)
+
+
+def _on_chips(programs: ProgramSet, program: Program) -> Any:
+    shape = programs.placement.layouts.mesh
+    mesh = AbstractMesh((shape.x, shape.y, shape.z), AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.shard_map(
+        program.function, mesh=mesh, in_specs=program.in_specs, out_specs=program.out_specs, check_vma=False
     )
 
 
-def traced_decode(
-    config: ModelConfig, held: HeldSizes, layout: Layout, slots: int, context: int, int8: bool = False
-) -> list[Stage]:
-    """Of one step of decode, without the alternatives that are sent only if wanted."""
-    size = layout.mesh.size
-    blocks = -(-context // _PAGE // size(layout.attention_sequence))
-    own_slots = slots // size(layout.attention_rows)
-    kv_heads = max(1, held.kv_heads // size(layout.attention_heads))
-    pool = jax.ShapeDtypeStruct((own_slots * blocks + 1, kv_heads, _PAGE, config.head_dim), jnp.bfloat16)
-    cache = PagedCache([pool] * config.layers, [pool] * config.layers)
-    table = jax.ShapeDtypeStruct((1, own_slots, blocks), jnp.int32)
-
-    def program(params: Params, cache: PagedCache, table: Any, slots: Slots) -> Any:
-        model = Partition(config, held, layout)
-        return decode(params, model, cache, table, slots, (2,), jnp.int32(1), 1, loop_over_slots=False)
-
-    return _stages(program, layout, _own_params(config, held, layout, int8), cache, table, _slots(slots))
-
-
-def _own_params(config: ModelConfig, held: HeldSizes, layout: Layout, int8: bool) -> Params:
-    """One chip's part of the parameters, as shapes."""
-
-    def of(_: str, declared: Parameter) -> Any:
-        shape = _own(declared.shape, layout.at_rest(declared.axes, held.kv_heads), layout)
-        if int8 and declared.is_matrix:
-            scales = declared.shape[: len(declared.shape) - declared.inputs]
-            return Quantized(jax.ShapeDtypeStruct(shape, jnp.int8), jax.ShapeDtypeStruct(scales, jnp.float32))
-        return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-
-    return build(config, of, held)
-
-
-def _own(shape: tuple[int, ...], split: DimAxes, layout: Layout) -> tuple[int, ...]:
-    return tuple(size // layout.mesh.size(axes) for size, axes in zip(shape, split, strict=True))
-
-
-def _slots(count: int) -> Slots:
-    def of(dtype: Any, *shape: int) -> Any:
-        return jax.ShapeDtypeStruct((count, *shape), dtype)
-
-    ints, floats, bools = of(jnp.int32), of(jnp.float32), of(jnp.bool_)
-    rules = SamplingRules(temperature=floats, top_k=ints, top_p=floats, min_p=floats, key=of(jnp.uint32, 5))
-    stops = of(jnp.int32, 4)
-    return Slots(ints, ints, ints, ints, ints, ints, stops, bools, bools, rules)
-
-
-def _stages(program: Any, layout: Layout, *args: Any) -> list[Stage]:
-    axis_env = [(axis, layout.mesh.size((axis,))) for axis in AXES]
-    traced = jax.make_jaxpr(program, axis_env=axis_env)(*args)
-    return list(_collectives(traced.jaxpr, dict(axis_env)))
+def _stages(programs: ProgramSet, program: Program, *args: Any) -> list[Stage]:
+    traced = jax.make_jaxpr(_on_chips(programs, program))(*args)
+    mesh = programs.placement.layouts.mesh
+    return list(_collectives(traced.jaxpr, {axis: mesh.size((axis,)) for axis in AXES}))
 
 
 def _collectives(jaxpr: Any, sizes: dict[str, int]) -> Iterator[Stage]:
-    """Of those equations that a result depends on; a loop's body counts once, what a `cond` may do not at all."""
+    """Of those equations that a result depends on, as often as they run.
+
+    A `while` counts once (decode runs its body for one step); what a `cond` may do counts not at all.
+    """
     needed = {var for var in jaxpr.outvars if isinstance(var, Var)}
     live = []
     for equation in reversed(jaxpr.eqns):
@@ -116,8 +116,9 @@ def _collectives(jaxpr: Any, sizes: dict[str, int]) -> Iterator[Stage]:
         elif name != "cond":
             for inner in jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr):
                 if _is_jaxpr(inner):
-                    yield from _collectives(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner, sizes)
+                    inside = list(_collectives(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner, sizes))
+                    yield from inside * params.get("length", 1)
 
 
 def _is_jaxpr(value: Any) -> bool:
-    return isinstance(value, (ClosedJaxpr, Jaxpr))
+    return isinstance(value, ClosedJaxpr | Jaxpr)
