@@ -215,7 +215,7 @@ class Traffic:
             declared: Parameter = layer[name]
             split = self.layout.at_rest(declared.axes, self.held.kv_heads)
             parts: list[Axes] = [tuple(axis for axis in over if axis in gathered) for over in reversed(split)]
-            groups = tuple(axes for axes in parts if axes)
+            groups = tuple(group for axes in parts if axes for group in self._groups("all-gather", axes))
             used = math.prod(
                 self._part(size, _without(over, gathered)) for size, over in zip(declared.shape, split, strict=True)
             )
