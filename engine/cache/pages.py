@@ -67,10 +67,11 @@ def page_bytes(config: ModelConfig, page_tokens: int, dtype: jnp.dtype | str, kv
 
 
 def stored(numbers: Pool, like: Pool) -> Pool:
-    """Keys or values in the form that this pool keeps."""
-    if isinstance(like, Quantized):
-        return numbers if isinstance(numbers, Quantized) else quantize(numbers)
-    return numbers
+    """Keys or values in the form that this pool keeps; what is quantised already stays as it is."""
+    if isinstance(numbers, Quantized):
+        assert isinstance(like, Quantized), f"int8 keys or values for a cache of {like.dtype}"
+        return numbers
+    return quantize(numbers) if isinstance(like, Quantized) else numbers.astype(like.dtype)
 
 
 def append(
