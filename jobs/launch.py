@@ -91,7 +91,7 @@ def outcome_lines(outcome: Outcome) -> Iterator[tuple[str, str]]:
 
 def open_parts(job: Job) -> Parts:
     """Reads the checkpoint's config and headers, the tokenizer and the list of input files; no device is touched."""
-    model = preflight(job.model.checkpoint, storage.open_input)
+    model = preflight(job.model.checkpoint, storage.open_input, **job.engine.layouts())
     tokenizer = Tokenizer.load(job.model.checkpoint)
     task = (Generate if job.task == "generate" else Score)(job.settings(), tokenizer)
     source = open_source(

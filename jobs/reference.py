@@ -18,12 +18,12 @@ from jobs.spec import Job, Sampling
 EXAMPLE = """\
 name: capitals
 task: generate                       # generate | score
-model: {checkpoint: ./checkpoint, dtype: float32}       # dtype: auto | float32 | bfloat16
+model: {checkpoint: ./checkpoint, dtype: float32}       # dtype: auto | float32 | bfloat16; weights, kv: auto | int8
 input: {path: "data/*.jsonl", format: jsonl, id: id}    # or tfds: "name/config:1.0.0", split: "train[:10%]"
 prompt: {template: "Q: {{ question }}\\nA:"}             # or messages: [...]
 sampling: {temperature: 0.0, max_tokens: 64, stop: ["\\n"], n: 1, seed: 7, logprobs: 0}
 output: {path: ./out, keep_columns: [answer], include_prompt: true, shard_rows: 1000}
-engine: {slots: auto, max_length: auto}
+engine: {slots: auto, max_length: auto, mesh: 1x1x1}    # on chips: mesh: 4x4x4, prefill: {ffn: wg-xyz}, decode: ...
 limits: {max_failed_fraction: 0.01}
 runner: {name: local, workers: 2}
 """

@@ -29,6 +29,10 @@ class Model(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the model is computed in. `auto` is bfloat16 for a bfloat16 checkpoint on an accelerator, else float32;
     name one if a job may be resumed on another kind of machine."""
+    weights: Literal["auto", "int8"] = "auto"
+    """`int8` quantises the matrices as they are loaded, with a scale for each output; `auto` holds them in dtype."""
+    kv: Literal["auto", "int8"] = "auto"
+    """`int8` keeps keys and values quantised, with a scale for each position and head; `auto` keeps them in dtype."""
 
 
 class Input(Section):
@@ -180,12 +184,38 @@ class Output(Section):
             yield "keep_columns", f"names {column!r} twice"
 
 
+class PhaseLayout(Section):
+    ffn: Literal["auto", "ws1d", "ws2d", "wg-x", "wg-xy", "wg-xyz"] = "auto"
+    """How the feed-forward is split: weights stay where they are (`ws1d`, `ws2d`), or are gathered over these axes of
+    the mesh just before use (`wg-x`, `wg-xy`, `wg-xyz`), which pays when many tokens go through at once."""
+    attention: Literal["auto", "heads", "batch", "sequence"] = "auto"
+    """What attention is split over: query heads, sequences, or the positions of every sequence."""
+
+    def names(self) -> tuple[str | None, str | None]:
+        """As the engine takes them: None where the choice is left to it."""
+        return (None if self.ffn == "auto" else self.ffn, None if self.attention == "auto" else self.attention)
+
+
 class EngineOptions(Section):
+    mesh: Annotated[str, Field(pattern=r"^[1-9]\d*(x[1-9]\d*){0,2}$", examples=["8", "4x4", "2x2x2"])] = "1x1x1"
+    """The chips, as XxYxZ. Weights are split over X along the model's width and over Y x Z along the other side of
+    each matrix. Results are equal within rounding on every mesh, and the same to the last bit on the same one."""
+    prefill: PhaseLayout = PhaseLayout()
+    """How prompts are laid out over the mesh, and scoring. `auto`: weights stay, attention over heads."""
+    decode: PhaseLayout = PhaseLayout()
+    """How generation is laid out over the mesh. `auto`: weights stay, attention over heads where every chip has
+    key and value heads of its own, else over the batch."""
     slots: Literal["auto"] | Count = "auto"
     """How many completions are decoded at the same time. Results do not depend on it."""
     max_length: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
     """Longest prompt and completion together, in tokens; a longer prompt fails, a longer completion is cut.
     `auto` is what the model's context and the memory allow."""
+
+    def layouts(self) -> dict[str, Any]:
+        """Mesh and layouts as the engine takes them; empty for a single chip."""
+        if set(self.mesh) <= {"1", "x"} and "11" not in self.mesh:
+            return {}
+        return {"mesh": self.mesh, "prefill": list(self.prefill.names()), "decode": list(self.decode.names())}
 
 
 class Limits(Section):
@@ -271,7 +301,12 @@ class Job(Section):
         stand for them. Neither are the slots, the limits and the runner, which change how fast and not what.
         """
         prompt = self.prompt.model_dump(mode="json", exclude_none=True) if self.prompt else None
-        return {
+        chosen: dict[str, JsonValue] = {}  # what plans did not know at first is in them only where it is asked for
+        if self.model.weights != "auto" or self.model.kv != "auto":
+            chosen |= {"weights": self.model.weights, "kv": self.model.kv}
+        if layouts := self.engine.layouts():
+            chosen["layouts"] = layouts
+        return chosen | {
             "task": self.task,
             "dtype": self.model.dtype,
             "id": self.input.id,

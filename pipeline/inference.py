@@ -34,6 +34,9 @@ from .workplan import PlanFacts
 __all__ = ["Cancelled", "RunShard", "ShardJob", "cancel", "live", "reset", "run_shard"]
 
 
+_OF_THE_ENGINE = ("max_length", "dtype", "weights", "kv", "layouts")
+
+
 @dataclass(frozen=True)
 class ShardJob:
     """What a worker knows of the job, besides its work items: small, picklable, JSON-able."""
@@ -54,7 +57,7 @@ class ShardJob:
     @property
     def engine_identity(self) -> tuple[Any, ...]:
         """Jobs that agree in this can share an engine."""
-        shape = (self.slots, self.settings["max_length"], self.settings["dtype"])
+        shape = (self.slots, *(repr(self.settings.get(name)) for name in _OF_THE_ENGINE))
         return (self.engine_factory, self.checkpoint, self.plan.model_fingerprint, *shape)
 
 
@@ -139,13 +142,17 @@ def _load_engine(job: ShardJob) -> Any:
         load = Engine.load
     else:
         load = pkgutil.resolve_name(job.engine_factory)
-    max_length = job.settings["max_length"]
+    settings = job.settings
+    max_length = settings["max_length"]
+    numbers = {name: settings[name] for name in ("weights", "kv") if name in settings}
     return load(
         job.checkpoint,
         open=open_input,
-        dtype=job.settings["dtype"],
+        dtype=settings["dtype"],
         slots=job.slots,
         max_length=None if max_length == "auto" else max_length,
+        **numbers,
+        **settings.get("layouts", {}),
     )
 
 

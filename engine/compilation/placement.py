@@ -55,11 +55,19 @@ class Placement:
     def decode(self) -> Partition:
         return Partition(self.config, self.held, self.layouts.decode)
 
+    def param_sharding(self, declared: Parameter) -> NamedSharding:
+        """Where a parameter, or the scales of an int8 one, rests."""
+        assert self.mesh is not None, "on a single chip there is nothing to shard"
+        return NamedSharding(self.mesh, self._at_rest(declared))
+
+    def _at_rest(self, declared: Parameter) -> P:
+        return spec(self.layouts.decode.at_rest(declared.axes, self.held.kv_heads, self.config.expert_count))
+
     def param_specs(self, int8: bool = False) -> Params:
         """Of the parameters at rest; `int8`: matrices are quantised, their scales whole on every chip."""
 
         def of(_: str, declared: Parameter) -> Any:
-            split = spec(self.layouts.decode.at_rest(declared.axes, self.held.kv_heads, self.config.expert_count))
+            split = self._at_rest(declared)
             return Quantized(split, P()) if int8 and declared.is_matrix else split
 
         return build(self.config, of, self.held)

@@ -6,9 +6,11 @@ the model; nothing here imports jax.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.families import Open, open_local, read_config
+from engine.layout import Layouts, check_divides
 from engine.model.params import count
 from engine.weights.fingerprint import fingerprint
 from engine.weights.matching import match
@@ -30,13 +32,23 @@ class CheckpointFacts:
     eos_token_ids: tuple[int, ...]
 
 
-def preflight(checkpoint: str, open: Open = open_local) -> CheckpointFacts:
+def preflight(
+    checkpoint: str,
+    open: Open = open_local,
+    *,
+    mesh: str | None = None,
+    prefill: Sequence[str | None] | None = None,
+    decode: Sequence[str | None] | None = None,
+) -> CheckpointFacts:
     """Checks that a checkpoint is whole and is computed here; UnsupportedCheckpoint says what is wrong with it.
+
+    NoFeasiblePlan, if it does not divide over the mesh in these layouts (see `Engine.load`).
 
     Every file, name, shape and dtype is checked. Of the weights' bytes only those the fingerprint takes are read, so
     numbers that are NaN are found when they are loaded.
     """
     config = read_config(checkpoint, open)
+    check_divides(config.model, Layouts.asked(config.model.kv_heads, mesh, prefill, decode))
     matched = match(config.family, config.model, stored_tensors(checkpoint, open))
     return CheckpointFacts(
         fingerprint=fingerprint(config, matched, open),

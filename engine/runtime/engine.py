@@ -14,7 +14,6 @@ from concurrent.futures import Future
 from typing import Any, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from engine.cache.pages import NULL_PAGE, page_bytes
@@ -22,8 +21,9 @@ from engine.compilation.options import DecodeOptions, choose_options
 from engine.compilation.placement import Placement
 from engine.errors import EngineClosed, EngineError, NoFeasiblePlan, OutOfMemory, RequestError
 from engine.families import Open, open_local, read_config
+from engine.layout import Layouts
 from engine.model.config import ModelConfig
-from engine.model.params import Params, leaves
+from engine.model.params import Params
 from engine.runtime.batcher import Batcher, Group, PrefillRow, Sample, Scoring
 from engine.runtime.executor import Executor
 from engine.runtime.request import (
@@ -36,6 +36,7 @@ from engine.runtime.request import (
 from engine.runtime.slot_table import SlotTable, put_pages
 from engine.steps.decode import LENGTH, RUNNING, STOP_TOKEN, Generated
 from engine.weights.load import load_params
+from engine.weights.shards import Shards
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,11 @@ class Engine:
         *,
         open: Open = open_local,
         dtype: str = "auto",
+        weights: str = "auto",
+        kv: str = "auto",
+        mesh: str | None = None,
+        prefill: tuple[str | None, str | None] | None = None,
+        decode: tuple[str | None, str | None] | None = None,
         slots: int | None = None,
         max_length: int | None = None,
     ) -> Engine:
@@ -81,42 +87,58 @@ class Engine:
 
         Args:
           checkpoint: a directory, or whatever prefix `open` understands.
-          open: opens one file for reading; give one that knows gs:// to load from there.
+          open: opens one file for reading; give one that knows gs:// to load from there. Several threads call it.
           dtype: what weights, activations and cache are held in: "float32", "bfloat16", or "auto": bfloat16 for a
             bfloat16 checkpoint on an accelerator, else float32 (which on CPU is the faster, and loses nothing).
+          weights: "int8" quantises matrices as they are loaded; "auto" holds them in dtype.
+          kv: "int8" keeps keys and values quantised; "auto" keeps them in dtype.
+          mesh: chips as "XxYxZ", such as "2x2x2"; one chip if not given.
+          prefill, decode: the phase's layout as (feed-forward, attention), such as ("wg-xyz", "batch"); what is None
+            is chosen. See engine/layout.py.
           slots: samples decoded at the same time; chosen if not given.
           max_length: tokens of the longest request, prompt and answer together; what the model and memory allow if not
             given.
 
         Raises:
           UnsupportedCheckpoint: the files are damaged or describe a model that would not be computed exactly.
-          NoFeasiblePlan: slots or max_length cannot be had.
+          NoFeasiblePlan: mesh, layouts, slots or max_length cannot be had.
         """
         facts = read_config(checkpoint, open)
-        device = jax.devices()[0]
+        layouts = Layouts.asked(facts.model.kv_heads, mesh, prefill, decode)
+        placement = Placement.on_devices(facts.model, layouts)
+        device = jax.local_devices()[0]
         if dtype == "auto":
             dtype = "bfloat16" if device.platform != "cpu" and facts.dtype == "bfloat16" else "float32"
-        if dtype not in ("float32", "bfloat16"):
-            raise NoFeasiblePlan(f"dtype must be auto, float32 or bfloat16; got {dtype!r}")
-        numbers = jnp.dtype(dtype)
+        for name, value, possible in (
+            ("dtype", dtype, ("auto", "float32", "bfloat16")),
+            ("weights", weights, ("auto", "int8")),
+            ("kv", kv, ("auto", "int8")),
+        ):
+            if value not in possible:
+                raise NoFeasiblePlan(f"{name} must be one of {', '.join(possible)}; got {value!r}")
+        kv_dtype = dtype if kv == "auto" else kv
         params = load_params(
             checkpoint,
             facts.model,
             open=open,
             dtype=dtype,
+            weights="int8" if weights == "int8" else None,
+            held=placement.held,
+            to=Shards(placement.param_sharding) if placement.mesh else None,
             place=lambda _, array: jax.device_put(array, device),
         )
         options = choose_options(
             platform=device.platform,
             context_tokens=facts.model.context_tokens,
-            page_bytes_per_token=page_bytes(facts.model, 1, numbers),
+            page_bytes_per_token=page_bytes(facts.model, 1, kv_dtype, placement.decode.cache_kv_heads),
             cache_budget_bytes=_cache_budget_bytes(device, params),
             slots=slots,
             max_length=max_length,
-            kv_dtype=dtype,
+            kv_dtype=kv_dtype,
+            layouts=layouts,
         )
-        logger.info("engine: %s on %s, %s", dtype, device, options)
-        return cls(params, facts.model, options, facts.eos_token_ids)
+        logger.info("engine: %s on %s x %s, %s, %s", dtype, layouts.mesh, device, layouts, options)
+        return cls(params, placement, options, facts.eos_token_ids)
 
     @overload
     def submit(self, request: GenerateRequest) -> Future[list[Generation]]: ...
@@ -355,12 +377,12 @@ class _DeviceTime:
         self._counters["device_seconds"] += time.perf_counter() - self._start
 
 
-def _cache_budget_bytes(device: Any, params: Params) -> int:
-    """Memory the KV cache may take: on CPU a fixed 2 GiB, elsewhere most of what the weights leave."""
+def _cache_budget_bytes(device: jax.Device, params: Params) -> int:
+    """Memory the KV cache may take on each chip: on CPU a fixed amount, elsewhere most of what the weights leave."""
     if device.platform == "cpu":
-        return _CPU_CACHE_BYTES
+        return _CPU_CACHE_BYTES // len(jax.local_devices())
     stats = device.memory_stats() or {}
-    weights = sum(array.nbytes for _, array in leaves(params))
+    weights = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(params))
     return int(0.85 * stats.get("bytes_limit", 16 << 30)) - weights
 
 
