@@ -54,12 +54,6 @@ class Layout:
     rest: Rest = "2d"
 
     def __post_init__(self) -> None:
-        for value, options, what in (
-            (self.ffn, get_args(Feedforward), "a feed-forward layout"),
-            (self.attention, get_args(AttentionSharding), "an attention sharding"),
-        ):
-            if value not in options:
-                raise NoFeasiblePlan(f"{value!r} is not {what}; choose one of {', '.join(options)}")
         if self.mesh.x > 1 and (self.ffn, self.rest) in (("ws1d", "2d"), ("ws2d", "1d")):
             raise NoFeasiblePlan(
                 f"{self.ffn} needs weights at rest in another form than {self.rest}: where X > 1, one phase cannot be "
@@ -218,6 +212,14 @@ class Layouts:
         """
         shape = MeshShape.parse(mesh) if mesh else MeshShape()
         over: AttentionSharding = "batch" if kv_heads % shape.chips else "heads"
+
+        for ffn, sharding in (one for one in (prefill, decode) if one):
+            for value, possible, what in (
+                (ffn, get_args(Feedforward), "a feed-forward layout"),
+                (sharding, get_args(AttentionSharding), "an attention sharding"),
+            ):
+                if value is not None and value not in possible:
+                    raise NoFeasiblePlan(f"{value!r} is not {what}; choose one of {', '.join(possible)}")
 
         def phase(names: Sequence[str | None] | None, attention: AttentionSharding, other: object) -> tuple:
             ffn, sharding = names or (None, None)

@@ -15,6 +15,7 @@ from engine.errors import NoFeasiblePlan
 
 if TYPE_CHECKING:
     import jax
+    from jax.sharding import Mesh
 
 AXES: tuple[MeshAxis, ...] = ("x", "y", "z")
 
@@ -48,9 +49,10 @@ class MeshShape:
         return f"{self.x}x{self.y}x{self.z}"
 
 
-def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The devices (all of them, if not given) in the order they come, as a mesh; x is the slowest axis."""
+def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh whose axes run along the torus, if the devices have one; else in the order they come, x slowest."""
     import jax  # not above: a plan is made on machines that need not start jax
+    from jax.experimental.mesh_utils import create_device_mesh
     from jax.sharding import AxisType, Mesh
 
     devices = jax.devices() if devices is None else devices
@@ -59,5 +61,15 @@ def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> 
             f"a mesh of {shape} needs {shape.chips} chips and there are {len(devices)}; "
             f"ask for a smaller mesh, such as {len(devices)}x1x1"
         )
-    grid = np.array(devices[: shape.chips]).reshape(shape.x, shape.y, shape.z)
+    devices = devices[: shape.chips]
+    torus = [(*device.coords, device.core_on_chip) for device in devices if hasattr(device, "coords")]
+    sizes = tuple(len({place[axis] for place in torus}) for axis in range(4)) if torus else ()
+    if len(torus) == shape.chips and sizes[:3] == (shape.x, shape.y, shape.z):
+        # Devices come host by host: in that order the axes of a mesh would not be lines of the torus.
+        by_place = sorted(zip(torus, range(len(torus)), strict=True))
+        grid = np.array([devices[at] for _, at in by_place]).reshape(shape.x, shape.y, shape.z)
+    elif torus:
+        grid = create_device_mesh((shape.x, shape.y, shape.z), devices, allow_split_physical_axes=True)
+    else:
+        grid = np.array(devices).reshape(shape.x, shape.y, shape.z)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
