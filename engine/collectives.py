@@ -6,7 +6,6 @@ that is sharded over (a, b) has a as its major axis: shard i of a, then shard j 
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
@@ -21,12 +20,12 @@ _FEW_ROWS, _RUN = 8, 512
 def all_gather(x: Array, axes: Axes, dim: int = 0) -> Array:
     """[.. dim.axes ..] -> [.. dim ..].
 
-    Over several axes in one operation, which uses the links of all of them at once; but not over all the chips there
-    are, which a TPU turns into an all-reduce of zeros and shards: there the major axis comes last, by itself.
+    Two axes go in one operation, which uses the rings of both at once; of three, the minor one goes before.
     """
-    if len(axes) > 1 and lax.axis_size(axes) == jax.sharding.get_abstract_mesh().size:
-        return lax.all_gather(all_gather(x, axes[1:], dim), axes[0], axis=dim, tiled=True)
-    return lax.all_gather(x, axes, axis=dim, tiled=True) if axes else x
+    for some in (axes[2:], axes[:2]):
+        if some:
+            x = lax.all_gather(x, some, axis=dim, tiled=True)
+    return x
 
 
 def reduce_scatter(x: Array, axes: Axes, dim: int = 0) -> Array:
