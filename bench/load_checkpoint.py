@@ -41,12 +41,12 @@ def write_checkpoint(directory: str, size_bytes: int, stored: str) -> None:
     from engine.families.llama import LLAMA, config_from_hf
 
     numbers = np.random.default_rng(0).standard_normal(1 << 20).astype(DTYPES[stored])
-    sizes = [sum(want.parameter.size for want in LLAMA.expected(config_from_hf(_layers(n)))) for n in (1, 2)]
+    sizes = [sum(want.size for want in LLAMA.expected(config_from_hf(_layers(n)))) for n in (1, 2)]
     layers = max(1, round((size_bytes / numbers.itemsize - sizes[0]) / (sizes[1] - sizes[0])) + 1)
     Path(directory, "config.json").write_text(json.dumps(_layers(layers)))
     header, end = {}, 0
     for want in LLAMA.expected(config_from_hf(_layers(layers))):
-        offsets = [end, end + want.parameter.size * numbers.itemsize]
+        offsets = [end, end + want.size * numbers.itemsize]
         dtype = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[stored]
         header[want.name] = {"dtype": dtype, "shape": want.shape, "data_offsets": offsets}
         end = offsets[1]

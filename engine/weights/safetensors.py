@@ -22,7 +22,7 @@ from engine.families.documents import File, parse_object
 LARGEST_HEADER_BYTES = 8 << 20  # fifty thousand tensors in one file
 PIECE_NUMBERS = 1 << 20
 """Tensors are read in pieces of this many numbers, 4 MiB of float32: larger ones fall out of the processor's caches and
-are slower. This is what loading takes beyond the model itself."""
+are slower."""
 
 _MOST_AXES = 16
 _LONGEST_AXIS = 1 << 48
@@ -86,11 +86,15 @@ def read_header(file: File, path: str) -> list[StoredTensor]:
 
 def read_pieces(file: File, tensor: StoredTensor) -> Iterator[np.ndarray]:
     """The tensor's numbers in its own dtype, flat, PIECE_NUMBERS at a time."""
-    dtype = NUMBERS[tensor.dtype]
-    file.seek(tensor.start)
     for at in range(0, tensor.size, PIECE_NUMBERS):
-        numbers = min(PIECE_NUMBERS, tensor.size - at)
-        yield np.frombuffer(_read_exactly(file, numbers * dtype.itemsize, tensor), dtype)
+        yield read_numbers(file, tensor, at, min(PIECE_NUMBERS, tensor.size - at))
+
+
+def read_numbers(file: File, tensor: StoredTensor, first: int, count: int) -> np.ndarray:
+    """Numbers that follow each other, flat, in the tensor's own dtype."""
+    dtype = NUMBERS[tensor.dtype]
+    file.seek(tensor.start + first * dtype.itemsize)
+    return np.frombuffer(_read_exactly(file, count * dtype.itemsize, tensor), dtype)
 
 
 def read_sample(file: File, tensor: StoredTensor, sample_bytes: int) -> bytes:

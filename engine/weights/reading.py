@@ -1,0 +1,135 @@
+"""Which bytes are read of a stored matrix, and in what pieces, so that every wanted rectangle is there once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from engine.errors import UnsupportedCheckpoint
+from engine.families.documents import File
+from engine.weights import safetensors
+from engine.weights.safetensors import NUMBERS, StoredTensor, read_numbers
+
+SKIPPED_BYTES = 1 << 20
+"""Numbers between two wanted parts of a row are read and thrown away unless they are this many bytes. Each request to a
+remote store costs tens of milliseconds, in which it sends more than this; on a local disk, where a request costs a
+thousandth of that, reading too much costs at most as many times the bytes as a row is split among processes."""
+STRETCH_BYTES = 32 << 20
+"""What one reader reads without pause: long, so that a file's read-ahead is not wasted."""
+
+_EXPONENT = {"F32": (np.uint32, 0x7F800000), "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80)}
+_CHECKED_NUMBERS = 1 << 16  # at a time: what is compared stays in the processor's caches
+
+Range = tuple[int, int]
+"""From and to."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A stored tensor, or one of the matrices that lie in it one after the other."""
+
+    tensor: StoredTensor
+    first: int
+    """Where its first number is in the tensor."""
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    rows: Range
+    columns: Range
+
+    @property
+    def size(self) -> int:
+        return (self.rows[1] - self.rows[0]) * (self.columns[1] - self.columns[0])
+
+
+def pieces(matrix: Matrix, wanted: Sequence[Rectangle]) -> list[Rectangle]:
+    """What is read, in the order of the file: all that is wanted, in pieces of at most PIECE_NUMBERS."""
+    most = safetensors.PIECE_NUMBERS
+    found = []
+    for rows, spans in _bands(matrix, wanted):
+        widest = max(stop - start for start, stop in spans)
+        rows_each = max(1, most // widest)
+        for row in range(rows[0], rows[1], rows_each):
+            for start, stop in spans:
+                found += [
+                    Rectangle((row, min(row + rows_each, rows[1])), (column, min(column + most, stop)))
+                    for column in range(start, stop, most)
+                ]
+    return found
+
+
+def stretches(matrix: Matrix, cut: Sequence[Rectangle]) -> Iterator[list[Rectangle]]:
+    """Pieces in runs of about STRETCH_BYTES."""
+    bytes_each = NUMBERS[matrix.tensor.dtype].itemsize
+    stretch: list[Rectangle] = []
+    size_bytes = 0
+    for piece in cut:
+        stretch.append(piece)
+        size_bytes += piece.size * bytes_each
+        if size_bytes >= STRETCH_BYTES:
+            yield stretch
+            stretch, size_bytes = [], 0
+    if stretch:
+        yield stretch
+
+
+def read(file: File, matrix: Matrix, piece: Rectangle) -> np.ndarray:
+    """The numbers of a piece, all finite, in their own dtype."""
+    (row, end), (start, stop) = piece.rows, piece.columns
+    width = stop - start
+    if width == matrix.columns or end - row == 1:
+        runs = [(matrix.first + row * matrix.columns + start, piece.size)]
+    else:
+        runs = [(matrix.first + at * matrix.columns + start, width) for at in range(row, end)]
+    parts = [read_numbers(file, matrix.tensor, first, count) for first, count in runs]
+    numbers = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    check_finite(numbers, matrix.tensor)
+    return numbers.reshape(end - row, width)
+
+
+def check_finite(numbers: np.ndarray, tensor: StoredTensor) -> None:
+    """By the bits: a number whose exponent is all ones is infinite or NaN (numpy is slow to say so of bfloat16)."""
+    unsigned, exponent = _EXPONENT[tensor.dtype]
+    bits = numbers.view(unsigned)
+    for at in range(0, bits.size, _CHECKED_NUMBERS):
+        if ((bits[at : at + _CHECKED_NUMBERS] & exponent) == exponent).any():
+            raise UnsupportedCheckpoint(
+                f"{tensor.name} in {tensor.file} holds NaN or infinity: the file is damaged, or its training diverged"
+            )
+
+
+def _bands(matrix: Matrix, wanted: Sequence[Rectangle]) -> Iterator[tuple[Range, list[Range]]]:
+    """Ranges of rows, and the ranges of columns that are read of each of them."""
+    edges = sorted({edge for rectangle in wanted for edge in rectangle.rows})
+    bands = []
+    for rows in pairwise(edges):
+        spans = _spans(matrix, [one.columns for one in wanted if one.rows[0] <= rows[0] and rows[1] <= one.rows[1]])
+        if spans:
+            bands.append((rows, spans))
+    # Neighbours that are read alike are read together: pieces need not end where a chip's rows do.
+    joined: list[tuple[Range, list[Range]]] = []
+    for rows, spans in bands:
+        if joined and joined[-1][0][1] == rows[0] and joined[-1][1] == spans:
+            rows = (joined.pop()[0][0], rows[1])
+        joined.append((rows, spans))
+    yield from joined
+
+
+def _spans(matrix: Matrix, wanted: Sequence[Range]) -> list[Range]:
+    """The ranges of columns that are read to have the wanted ones."""
+    skipped = SKIPPED_BYTES // NUMBERS[matrix.tensor.dtype].itemsize
+    spans: list[Range] = []
+    for start, stop in sorted(wanted):
+        if spans and start - spans[-1][1] < max(skipped, 1):
+            spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
+        else:
+            spans.append((start, stop))
+    if len(spans) == 1 and matrix.columns - (spans[0][1] - spans[0][0]) < max(skipped, 1):  # from one row to the next
+        return [(0, matrix.columns)]
+    return spans
