@@ -28,3 +28,7 @@ class NoFeasiblePlan(EngineError):
 
 class EngineClosed(EngineError):
     """The engine was closed, or its device thread died, before the request was finished."""
+
+
+class HostLost(EngineClosed):
+    """Of an engine that spans several hosts, another process is gone, never came, or is set up for something else."""
