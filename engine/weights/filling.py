@@ -99,7 +99,7 @@ class Filling:
             wanted = [Rectangle(aim.rows, (0, matrix.columns)) for aim in (*self.aims, *self.scale_aims)]
         elif self.channels == "columns":
             wanted = [Rectangle((0, matrix.rows), aim.columns) for aim in (*self.aims, *self.scale_aims)]
-        return pieces(matrix, wanted)
+        return pieces(matrix, wanted, whole_rows=self.channels == "rows")
 
     @property
     def read_bytes(self) -> int:

@@ -48,9 +48,12 @@ class Rectangle:
         return (self.rows[1] - self.rows[0]) * (self.columns[1] - self.columns[0])
 
 
-def pieces(matrix: Matrix, wanted: Sequence[Rectangle]) -> list[Rectangle]:
-    """What is read, in the order of the file: all that is wanted, in pieces of at most PIECE_NUMBERS."""
-    most = safetensors.PIECE_NUMBERS
+def pieces(matrix: Matrix, wanted: Sequence[Rectangle], whole_rows: bool = False) -> list[Rectangle]:
+    """What is read, in the order of the file: all that is wanted, in pieces of at most PIECE_NUMBERS.
+
+    `whole_rows`: of at least a row.
+    """
+    most = max(safetensors.PIECE_NUMBERS, matrix.columns if whole_rows else 0)
     found = []
     for rows, spans in _bands(matrix, wanted):
         widest = max(stop - start for start, stop in spans)

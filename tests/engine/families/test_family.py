@@ -8,63 +8,11 @@ from dataclasses import replace
 import pytest
 
 from engine.errors import UnsupportedCheckpoint
-from engine.families.family import Concatenated, Expected, Family, Fill, Target
-from engine.model.config import Experts, ModelConfig
+from engine.families.family import Concatenated, Expected, Fill, Target
 from engine.model.params import declare, leaves
 from engine.weights.matching import match
 from engine.weights.safetensors import StoredTensor
-
-CONFIG = ModelConfig(
-    layers=2,
-    embed=12,
-    ffn=20,
-    heads=4,
-    kv_heads=2,
-    head_dim=3,
-    vocab=30,
-    context_tokens=16,
-    norm_epsilon=1e-5,
-    rotary=None,
-    tied_head=True,
-    attention_bias=True,
-    experts=Experts(count=3, per_token=2),
-)
-ODD = Family(
-    architecture="OddForCausalLM",
-    model_type="odd",
-    config_from_hf=lambda hf: CONFIG,
-    table={
-        "wte": Target("embedding", "vocab embed"),
-        "h.{layer}.qkv.weight": Concatenated(
-            1,
-            (
-                Target("layers.{layer}.query", "embed (heads head_dim)"),
-                Target("layers.{layer}.key", "embed (kv_heads head_dim)"),
-                Target("layers.{layer}.value", "embed (kv_heads head_dim)"),
-            ),
-        ),
-        "h.{layer}.qkv.bias": Concatenated(
-            0,
-            (
-                Target("layers.{layer}.query_bias", "(heads head_dim)"),
-                Target("layers.{layer}.key_bias", "(kv_heads head_dim)"),
-                Target("layers.{layer}.value_bias", "(kv_heads head_dim)"),
-            ),
-        ),
-        "h.{layer}.out.weight": Target("layers.{layer}.attention_out", "(heads head_dim) embed"),
-        "h.{layer}.out.bias": Target("layers.{layer}.attention_out_bias", "embed"),
-        "h.{layer}.norm": Target("layers.{layer}.attention_norm", "embed"),
-        "h.{layer}.ffn_norm": Target("layers.{layer}.ffn_norm", "embed"),
-        "h.{layer}.router": Target("layers.{layer}.router", "embed experts"),
-        "h.{layer}.experts.{expert}.gate": Target("layers.{layer}.gate", "ffn embed"),
-        "h.{layer}.experts.{expert}.down": Target("layers.{layer}.down", "ffn embed"),
-        "h.{layer}.up": Target("layers.{layer}.up", "experts embed ffn"),
-        "norm": Target("final_norm", "embed"),
-        "unembed": Target("head", "vocab embed"),
-    },
-    recomputed=frozenset({"h.{layer}.mask", "a.b"}),
-    optional_prefix="model.",
-)
+from tests.engine.weights.odd_model import CONFIG, ODD, numbers, stored
 
 
 def expected() -> dict[str, Expected]:
@@ -76,18 +24,12 @@ def tensor(name: str, shape: tuple[int, ...]) -> StoredTensor:
 
 
 def test_shapes_follow_from_the_declarations() -> None:
-    assert {name.replace("h.1.", ""): want.shape for name, want in expected().items() if "h.0" not in name} == {
-        "wte": (30, 12),
-        "qkv.weight": (12, 24),
-        "qkv.bias": (24,),
-        "out.weight": (12, 12),
-        "out.bias": (12,),
-        "norm": (12,),
-        "ffn_norm": (12,),
-        "router": (12, 3),
-        **{f"experts.{expert}.{name}": (20, 12) for expert in range(3) for name in ("gate", "down")},
-        "up": (3, 12, 20),
-    } | {"norm": (12,)}
+    shapes = {want.name: want.shape for want in ODD.expected(CONFIG)}
+    assert shapes == {name: array.shape for name, array in stored(numbers()).items()}
+    assert shapes["h.1.qkv.weight"] == (16, 160)
+    assert shapes["h.1.qkv.bias"] == (160,)
+    assert shapes["h.0.experts.2.gate"] == (24, 16)
+    assert shapes["h.0.up"] == (3, 16, 24)
 
 
 def test_every_parameter_is_filled_exactly_once() -> None:
@@ -104,11 +46,11 @@ def test_every_parameter_is_filled_exactly_once() -> None:
 def test_concatenated_parameters_begin_where_the_one_before_ends() -> None:
     weight, bias = expected()["h.1.qkv.weight"], expected()["h.1.qkv.bias"]
     assert [(fill.path, fill.starts, fill.shape) for fill in weight.fills] == [
-        ("layers.1.query", (0, 0), (12, 12)),
-        ("layers.1.key", (0, 12), (12, 6)),
-        ("layers.1.value", (0, 18), (12, 6)),
+        ("layers.1.query", (0, 0), (16, 96)),
+        ("layers.1.key", (0, 96), (16, 32)),
+        ("layers.1.value", (0, 128), (16, 32)),
     ]
-    assert [fill.starts for fill in bias.fills] == [(0,), (12,), (18,)]
+    assert [fill.starts for fill in bias.fills] == [(0,), (96,), (128,)]
     assert weight.fills[0].stored == (("embed",), ("heads", "head_dim"))
 
 
@@ -131,39 +73,43 @@ def test_others_are_not_recomputed(name: str) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "model."])
 def test_names_match_with_and_without_the_prefix(prefix: str) -> None:
-    stored = {prefix + name: tensor(prefix + name, want.shape) for name, want in expected().items()}
-    matched = match(ODD, CONFIG, stored | {prefix + "h.1.mask": tensor(prefix + "h.1.mask", ())})
-    assert {source.tensor.name for source in matched.sources.values()} == set(stored)
+    held = {prefix + name: tensor(prefix + name, want.shape) for name, want in expected().items()}
+    matched = match(ODD, CONFIG, held | {prefix + "h.1.mask": tensor(prefix + "h.1.mask", ())})
+    assert {source.tensor.name for source in matched.sources.values()} == set(held)
     assert matched.sources["layers.1.down.2"].tensor.name == f"{prefix}h.1.experts.2.down"
     with pytest.raises(UnsupportedCheckpoint, match=f"the weights hold {prefix}extra, for which"):
-        match(ODD, CONFIG, stored | {prefix + "extra": tensor(prefix + "extra", ())})
+        match(ODD, CONFIG, held | {prefix + "extra": tensor(prefix + "extra", ())})
 
 
 def test_a_tensor_with_and_without_the_prefix_is_refused() -> None:
-    stored = {name: tensor(name, want.shape) for name, want in expected().items()}
+    held = {name: tensor(name, want.shape) for name, want in expected().items()}
     with pytest.raises(UnsupportedCheckpoint, match=r"hold wte with and without model\.; keep one"):
-        match(ODD, CONFIG, stored | {"model.wte": stored["wte"]})
+        match(ODD, CONFIG, held | {"model.wte": held["wte"]})
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "said"),
     [
-        ("h.0.qkv.weight", (24, 12), r"shape \[24, 12\].*calls for \[12, 24\] \(embed, heads x head_dim \+ kv_heads x"),
-        ("h.1.experts.1.gate", (12, 20), r"calls for \[20, 12\] \(ffn, embed\)"),
-        ("h.1.up", (3, 20, 12), r"calls for \[3, 12, 20\] \(experts, embed, ffn\)"),
+        (
+            "h.0.qkv.weight",
+            (160, 16),
+            r"shape \[160, 16\].*calls for \[16, 160\] \(embed, heads x head_dim \+ kv_heads",
+        ),
+        ("h.1.experts.1.gate", (16, 24), r"calls for \[24, 16\] \(ffn, embed\)"),
+        ("h.1.up", (3, 24, 16), r"calls for \[3, 16, 24\] \(experts, embed, ffn\)"),
     ],
 )
 def test_a_wrong_shape_is_named_with_its_axes(name: str, shape: tuple[int, ...], said: str) -> None:
-    stored = {want.name: tensor(want.name, want.shape) for want in ODD.expected(CONFIG)}
+    held = {want.name: tensor(want.name, want.shape) for want in ODD.expected(CONFIG)}
     with pytest.raises(UnsupportedCheckpoint, match=said):
-        match(ODD, CONFIG, stored | {name: tensor(name, shape)})
+        match(ODD, CONFIG, held | {name: tensor(name, shape)})
 
 
 def test_a_missing_expert_is_named() -> None:
-    stored = {want.name: tensor(want.name, want.shape) for want in ODD.expected(CONFIG)}
-    del stored["h.1.experts.2.gate"]
+    held = {want.name: tensor(want.name, want.shape) for want in ODD.expected(CONFIG)}
+    del held["h.1.experts.2.gate"]
     with pytest.raises(UnsupportedCheckpoint, match=r"lack h\.1\.experts\.2\.gate; is the checkpoint complete"):
-        match(ODD, CONFIG, stored)
+        match(ODD, CONFIG, held)
 
 
 KEY, VALUE = (Target(f"layers.{{layer}}.{name}", "(kv_heads head_dim) embed") for name in ("key", "value"))

@@ -15,10 +15,15 @@ import pytest
 
 from engine.errors import UnsupportedCheckpoint
 from engine.families import read_config
+from engine.layout import HeldSizes
 from engine.model.params import Params, declare, leaves
-from engine.weights import safetensors
+from engine.model.quantized import quantize
+from engine.weights import int8, reading, safetensors
+from engine.weights import load as module
 from engine.weights.load import READERS, load_params
+from engine.weights.safetensors import read_header
 from tests.engine.tiny_checkpoint import DTYPES, save_tensors, tiny_config, tiny_tensors, write_tiny_checkpoint
+from tests.engine.weights import odd_model
 from tests.engine.weights.stores import CountingOpen
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -226,6 +231,172 @@ def test_loading_takes_the_model_and_a_few_pieces(
     load(tmp_path, dtype)  # what is made once, such as numpy's casts, is made
     tracemalloc.start()
     params = load(tmp_path, dtype, readers=readers)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    model_bytes = sum(array.nbytes for _, array in leaves(params))
+    assert model_bytes > 20 * 4 * piece_numbers
+    assert model_bytes < peak_bytes < model_bytes + readers * 3 * 4 * piece_numbers
+
+
+# Several readers.
+
+
+def test_several_read_at_a_time_and_every_file_is_closed(tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path)
+    expected = dict(leaves(load(tmp_path)))
+    for readers in (1, 4):
+        store = CountingOpen(seconds=0.003)
+        for path, array in leaves(load(tmp_path, open=store, readers=readers)):
+            np.testing.assert_array_equal(array, expected[path])
+        assert store.most_reading == readers
+        assert store.opened == store.closed
+
+
+def test_a_store_with_one_object_a_file_is_read_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsspec's memory:// hands out the same one whenever a file is opened, with one position."""
+    tensors, files = tiny_tensors(tiny_config()), fsspec.filesystem("memory")
+    files.pipe("/shared/model/model.safetensors", safetensors_library().save(tensors))
+    files.pipe("/shared/model/config.json", json.dumps(tiny_config()).encode())
+    store = CountingOpen(lambda url: fsspec.open(url, "rb").open(), seconds=0.002)
+    monkeypatch.setattr(safetensors, "PIECE_NUMBERS", 1000)
+    params = load("memory://shared/model", open=store)
+    assert store.most_reading == 1
+    np.testing.assert_array_equal(params["embedding"], tensors["model.embed_tokens.weight"])
+
+
+def test_progress_only_grows_and_ends_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors, "PIECE_NUMBERS", 1000)
+    monkeypatch.setattr(reading, "STRETCH_BYTES", 8000)
+    write_tiny_checkpoint(tmp_path)
+    steps: list[tuple[int, int]] = []
+    store = CountingOpen(seconds=0.0005)
+    load(tmp_path, open=store, progress=lambda done, total: steps.append((done, total)))
+    assert len(steps) > 50
+    assert [done for done, _ in steps] == sorted({done for done, _ in steps})
+    assert {total for _, total in steps} == {steps[-1][0]}
+
+
+def test_of_several_faults_the_first_in_the_file_is_named(tmp_path: Path) -> None:
+    tensors = tiny_tensors(tiny_config())
+    spoilt = sorted(tensors)[3::4]  # as the library orders tensors of one dtype
+    for name in spoilt:
+        tensors[name].reshape(-1)[-1] = np.nan
+    checkpoint(tmp_path, tensors)
+    rng = np.random.default_rng(0)
+
+    class Uneven(CountingOpen):
+        def read(self, file: Any, path: str, size: int) -> bytes:
+            self._seconds = rng.uniform(0, 0.003)
+            return super().read(file, path, size)
+
+    with open(tmp_path / "model.safetensors", "rb") as file:
+        first = next(tensor.name for tensor in read_header(file, "") if tensor.name in spoilt)
+    for _ in range(5):
+        store = Uneven()
+        with pytest.raises(UnsupportedCheckpoint, match=rf"^{first} in .* holds NaN"):
+            load(tmp_path, open=store)
+        assert store.opened == store.closed
+
+
+def test_a_file_that_ends_while_it_is_read_is_named(tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path)
+    path = tmp_path / "model.safetensors"
+    end = path.stat().st_size - 5
+
+    class Shrinking(CountingOpen):
+        def read(self, file: Any, path: str, size: int) -> bytes:
+            at = file.tell()
+            return super().read(file, path, max(0, min(size, end - at)) if at > 10_000 else size)
+
+    with pytest.raises(UnsupportedCheckpoint, match=rf"{path} ends in the middle of model\.norm\.weight; fetch it"):
+        load(tmp_path, open=Shrinking())
+
+
+def test_little_is_held_at_a_time_when_it_is_handed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors, "PIECE_NUMBERS", 1 << 12)
+    write_tiny_checkpoint(tmp_path, vocab_size=20_000)  # the embedding, and as large a head
+    peak_bytes = []
+    for filled_bytes in (0, 1 << 30):
+        monkeypatch.setattr(module, "FILLED_BYTES", filled_bytes)
+        load(tmp_path, place=lambda path, array: None, readers=2)
+        tracemalloc.start()
+        load(tmp_path, place=lambda path, array: None, readers=2)
+        peak_bytes.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    largest_bytes = 20_000 * 64 * 4
+    assert largest_bytes < peak_bytes[0] < 1.2 * largest_bytes
+    assert peak_bytes[1] > 2 * largest_bytes
+
+
+# A mixture, and tensors stored in every way a table can say; int8.
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
+def test_tensors_stored_in_every_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str) -> None:
+    monkeypatch.setattr(safetensors, "PIECE_NUMBERS", 50)
+    params = odd_model.write(tmp_path, monkeypatch, stored)
+    loaded = dict(leaves(load(tmp_path)))
+    assert list(loaded) == list(params)
+    for path, array in loaded.items():
+        np.testing.assert_array_equal(array, params[path], err_msg=path)
+
+
+def test_heads_and_vocabulary_are_padded_with_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = HeldSizes(heads=30, kv_heads=6, vocab=64)
+    params = odd_model.padded(odd_model.write(tmp_path, monkeypatch), held)
+    loaded = dict(leaves(load(tmp_path, held=held)))
+    assert loaded["layers.0.query"].shape == (30, 8, 16)
+    for path, array in loaded.items():
+        np.testing.assert_array_equal(array, params[path], err_msg=path)
+
+
+@pytest.mark.parametrize("held", [None, HeldSizes(heads=30, kv_heads=6, vocab=64)])
+def test_int8_is_what_the_whole_parameter_is_quantised_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: HeldSizes | None
+) -> None:
+    monkeypatch.setattr(safetensors, "PIECE_NUMBERS", 70)
+    odd_model.write(tmp_path, monkeypatch)
+    placed: dict[str, np.ndarray] = {}
+
+    def place(path: str, array: np.ndarray) -> np.ndarray:
+        placed[path] = array
+        return array
+
+    plain, small = (dict(leaves(load(tmp_path, held=held, **options))) for options in ({}, {"weights": "int8"}))
+    load(tmp_path, held=held, weights="int8", place=place)
+    for path, declared in leaves(declare(odd_model.CONFIG, held)):
+        if not declared.is_matrix:
+            np.testing.assert_array_equal(small[path], plain[path])
+            continue
+        expected = quantize(plain[path], declared.inputs)
+        np.testing.assert_array_equal(small[path].values, expected.values, err_msg=path)
+        np.testing.assert_array_equal(small[path].scale, expected.scale, err_msg=path)
+        np.testing.assert_array_equal(placed[path], expected.values)
+        np.testing.assert_array_equal(placed[f"{path}.scale"], expected.scale)
+
+
+def test_int8_of_ties_extremes_and_empty_channels(tmp_path: Path) -> None:
+    tensors = tiny_tensors(tiny_config())
+    up = tensors["model.layers.0.mlp.up_proj.weight"]
+    up[0] = 0
+    up[1, :8] = [127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, -127]
+    up[1, 8:] = 0
+    up[2] = np.finfo(np.float32).smallest_subnormal
+    up[3] = np.finfo(np.float32).max
+    loaded = load(checkpoint(tmp_path, tensors), weights="int8")["layers"][0]["up"]
+    assert loaded.values[:3, :8].tolist() == [[0] * 8, [127, 0, 2, 2, 0, -2, -2, -127], [0] * 8]
+    assert loaded.scale[:3].tolist() == [1, 1, 1]
+    assert (loaded.values[3] == 127).all()
+
+
+def test_int8_takes_the_model_and_a_few_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    piece_numbers, readers = 1 << 16, 2
+    monkeypatch.setattr(safetensors, "PIECE_NUMBERS", piece_numbers)
+    monkeypatch.setattr(int8, "_BLOCK_NUMBERS", 1 << 13)
+    write_tiny_checkpoint(tmp_path, vocab_size=40_000)
+    load(tmp_path, weights="int8")
+    tracemalloc.start()
+    params = load(tmp_path, weights="int8", readers=readers)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     model_bytes = sum(array.nbytes for _, array in leaves(params))
