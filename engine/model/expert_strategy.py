@@ -1,8 +1,9 @@
 """Where experts are, and which way a mixture's tokens meet their experts: arithmetic on what is moved, no device.
 
-At rest, experts are split over as many major axes of `layout.rest_ffn` as divide them (the expert axes), ffn over the
-others, embed over `layout.rest_embed`. Weights are gathered over `layout.gathered` before use, as everywhere. Where
-expert axes are left after that, tokens and experts must still be brought together, in one of three ways:
+At rest, experts are split over as many major axes of `layout.rest_ffn` as divide them, ffn over the others, embed over
+`layout.rest_embed`; so what is gathered is always the minor end of a dimension. Weights are gathered over
+`layout.gathered` before use, as everywhere. Where experts are still split after that, over the expert axes, tokens and
+experts are brought together in one of three ways:
 
     everywhere   all tokens go to all chips over `layout.entry`, as in a dense feed-forward; each chip computes what
                  its own experts add to them, and the sum on the way out restores the result
@@ -10,12 +11,12 @@ expert axes are left after that, tokens and experts must still be brought togeth
                  they made of it comes back (all-to-all over the expert axes)
     gathered     experts are gathered over the expert axes too, and tokens stay where they are on them
 
-All three give the same numbers. Which one moves least follows from the number of tokens in a program (`strategy`).
+All three give the same numbers. Which one moves least follows from the number of tokens in a program (`strategy`), so a
+program takes one way for good; programs that take different ways share the weights at rest.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from engine.layout import Axes, Layout
@@ -28,28 +29,16 @@ HOP_BYTES = 90_000
 """What a pair of links moves in the microsecond that a hop takes (v4, v5e: 9e10 bytes/s, both directions)."""
 
 
-@dataclass(frozen=True)
-class ExpertAxes:
-    """The mesh axes of a mixture's weights, major first. What is gathered is always the minor end of a dimension."""
+def expert_axes(experts: int, layout: Layout) -> Axes:
+    """Over which the experts of weights in use are split, if they are not gathered as well."""
+    return tuple(axis for axis in layout.experts_split(experts) if axis not in layout.gathered)
 
-    rest_experts: Axes
-    rest_ffn: Axes
-    used_experts: Axes
-    used_ffn: Axes
 
-    @classmethod
-    def of(cls, experts: int, layout: Layout) -> ExpertAxes:
-        rest = layout.rest_ffn
-        split = max(n for n in range(len(rest) + 1) if experts % layout.mesh.size(rest[:n]) == 0)
-
-        def used(axes: Axes) -> Axes:
-            return tuple(axis for axis in axes if axis not in layout.gathered)
-
-        return cls(rest[:split], rest[split:], used(rest[:split]), used(rest[split:]))
-
-    def entered(self, how: Strategy, layout: Layout) -> Axes:
-        """Over these axes tokens are gathered at the entry, and summed and scattered at the end."""
-        return layout.entry if how == "everywhere" else tuple(a for a in layout.entry if a not in self.used_experts)
+def entered_over(how: Strategy, experts: int, layout: Layout) -> Axes:
+    """Over these axes tokens are gathered at the entry, and summed and scattered at the end."""
+    if how == "everywhere":
+        return layout.entry
+    return tuple(axis for axis in layout.entry if axis not in expert_axes(experts, layout))
 
 
 def strategy(tokens: int, config: ModelConfig, layout: Layout, activation_bytes: int, weight_bytes: int) -> Strategy:
@@ -71,9 +60,8 @@ def link_bytes(
     feed-forward (over `used_embed`, the same in all three) are left out.
     """
     assert config.experts is not None
-    axes = ExpertAxes.of(config.experts.count, layout)
-    mesh = layout.mesh
-    enter = axes.entered(how, layout)
+    mesh, count = layout.mesh, config.experts.count
+    over, enter = expert_axes(count, layout), entered_over(how, count, layout)
     hidden = activation_bytes * config.embed / mesh.size(layout.used_embed)  # of one token
     here = tokens / mesh.size(layout.tokens) * mesh.size(enter)  # tokens on a chip once they have entered
 
@@ -84,13 +72,12 @@ def link_bytes(
         return sum(mesh.size((axis,)) // 2 for axis in over)
 
     total = 2 * gather(here * hidden, enter) + 2 * hops(enter) * HOP_BYTES
-    if how == "sent" and axes.used_experts:
-        distance = sum(mesh.size((axis,)) / 4 for axis in axes.used_experts)
-        total += 2 * config.experts.per_token * here * hidden * distance
-        total += 3 * hops(axes.used_experts) * HOP_BYTES  # how many rows there will be, there, and back
-    if how == "gathered" and axes.used_experts:
+    if how == "sent" and over:
+        total += 2 * config.experts.per_token * here * hidden * sum(mesh.size((axis,)) / 4 for axis in over)
+        total += 3 * hops(over) * HOP_BYTES  # how many rows there will be, there, and back
+    if how == "gathered" and over:
         matrices = 3 if config.gated else 2
-        of_one = config.embed * config.ffn / mesh.size(layout.used_embed) / mesh.size(axes.used_ffn)
-        total += gather(matrices * config.experts.count * of_one * weight_bytes, axes.used_experts)
-        total += matrices * hops(axes.used_experts) * HOP_BYTES
+        of_all = count * config.embed * config.ffn * weight_bytes
+        in_use = mesh.size((*layout.used_ffn, *layout.used_embed)) / mesh.size(over)
+        total += gather(matrices * of_all / in_use, over) + matrices * hops(over) * HOP_BYTES
     return total

@@ -16,11 +16,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from engine.axes import Axis
 from engine.collectives import all_gather, index, reduce_scatter, shard
-from engine.layout import Axes, DimAxes, Layout
+from engine.layout import Axes, Layout
 from engine.model.config import ModelConfig
 from engine.model.exchange import fold, plan_exchange, send
-from engine.model.expert_strategy import ExpertAxes, Strategy, strategy
+from engine.model.expert_strategy import Strategy, entered_over, expert_axes, strategy
 from engine.model.mixture import mixture
 from engine.model.params import Params
 from engine.model.quantized import Quantized, parts
@@ -44,15 +45,14 @@ def experts(
         tokens = x.shape[0] * layout.mesh.size(layout.tokens)
         weight_bytes = parts(layer["up"])[0].dtype.itemsize
         how = strategy(tokens, config, layout, x.dtype.itemsize, weight_bytes)
-    axes = ExpertAxes.of(count, layout)
-    over = () if how == "gathered" else axes.used_experts  # N
+    over = () if how == "gathered" else expert_axes(count, layout)  # N
     here = count // layout.mesh.size(over)
-    entry = axes.entered(how, layout)
-    used = _in_use(layer, axes, over, layout)
+    entry = entered_over(how, count, layout)
+    used = _in_use(layer, over, count, layout)
 
     entered = all_gather(x, entry)
     routes = route(entered, layer["router"], per_token, layout.used_embed)
-    sent = how == "sent" and over
+    sent = how == "sent" and len(over) > 0
     tokens = entered.shape[0] * layout.mesh.size(over if sent else ())  # that may want an expert of this chip
     most_rows, expected = tokens * min(per_token, here), tokens * per_token / count
     if sent:
@@ -68,20 +68,17 @@ def experts(
     return reduce_scatter(combine(results, pairs, routes.weights), entry)
 
 
-def _in_use(layer: Params, axes: ExpertAxes, over: Axes, layout: Layout) -> Params:
+def _in_use(layer: Params, over: Axes, count: int, layout: Layout) -> Params:
     """The matrices at rest, gathered wherever they are not split in use; int8 as int8. Scales are whole at rest."""
-    ffn, embed = (axes.rest_ffn, axes.used_ffn), (layout.rest_embed, layout.used_embed)
-    experts = (axes.rest_experts, over)
-    where = {"gate": (experts, ffn, embed), "up": (experts, ffn, embed), "down": (experts, embed, ffn)}
-    return {name: _gather(layer[name], *zip(*dims, strict=True)) for name, dims in where.items() if name in layer}
+    gathered = {*layout.gathered, *layout.experts_split(count)} - {*over}
 
+    def gather(weight: Array | Quantized, *dims: Axis) -> Array | Quantized:
+        values, scale = parts(weight)
+        for dim, axes in enumerate(layout.at_rest(dims, 1, count)):
+            values = all_gather(values, tuple(axis for axis in axes if axis in gathered), dim)
+            if scale is not None and dim < scale.ndim:
+                scale = shard(scale, tuple(axis for axis in axes if axis not in gathered), dim)
+        return values if scale is None else Quantized(values, scale)
 
-def _gather(weight: Array | Quantized, at_rest: DimAxes, in_use: DimAxes) -> Array | Quantized:
-    values, scale = parts(weight)
-    for dim, (rest, used) in enumerate(zip(at_rest, in_use, strict=True)):
-        values = all_gather(values, tuple(axis for axis in rest if axis not in used), dim)
-    if scale is None:
-        return values
-    for dim, used in enumerate(in_use[: scale.ndim]):
-        scale = shard(scale, used, dim)
-    return Quantized(values, scale)
+    used = {name: gather(layer[name], "experts", "ffn", "embed") for name in ("gate", "up") if name in layer}
+    return used | {"down": gather(layer["down"], "experts", "embed", "ffn")}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -53,16 +54,14 @@ def mixture(
     results have. `rows_per_expert` is what to expect; it changes the speed and nothing else.
     """
 
-    def blocks(block_rows: int) -> Callable[..., Array]:
-        return lambda *args: by_blocks(*args, block_rows, config, layout)
-
+    blocks = partial(by_blocks, config=config, layout=layout)
+    on_cpu = partial(blocks, block_rows=cpu_block_rows(rows_per_expert))
     args, rows = (x, order, sizes, used), order.shape[0]
-    on_cpu = blocks(cpu_block_rows(rows_per_expert))
     if rows > FEW_ROWS:
-        return lax.platform_dependent(*args, cpu=on_cpu, default=blocks(accelerator_block_rows(rows_per_expert)))
-    return lax.platform_dependent(
-        *args, cpu=lambda *args: on_cpu(*args)[:rows], default=lambda *args: all_at_once(*args, config, layout)
-    )
+        elsewhere = partial(blocks, block_rows=accelerator_block_rows(rows_per_expert))
+        return lax.platform_dependent(*args, cpu=on_cpu, default=elsewhere)
+    elsewhere = partial(all_at_once, config=config, layout=layout)
+    return lax.platform_dependent(*args, cpu=lambda *args: on_cpu(*args)[:rows], default=elsewhere)
 
 
 def cpu_block_rows(rows_per_expert: float) -> int:
