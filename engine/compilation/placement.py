@@ -49,7 +49,7 @@ class Placement:
 
     @cached_property
     def prefill(self) -> Partition:
-        return Partition(self.config, self.held, self.layouts.prefill)
+        return Partition(self.config, self.held, self.layouts.prefill, attention_kernel="splash")
 
     @cached_property
     def decode(self) -> Partition:

@@ -7,6 +7,7 @@ over e. On one chip all axes are empty and everything here is a plain product.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -28,8 +29,10 @@ class Partition:
     config: ModelConfig
     held: HeldSizes
     layout: Layout = Layout()
-    micro_tokens: int = 4096
+    micro_tokens: int = 16384
     """A feed-forward takes about this many of a chip's tokens at a time, which bounds its temporaries."""
+    attention_kernel: Literal["blocks", "splash"] = "blocks"
+    """Of prefill: engine.model.attention everywhere, or on TPUs, for lengths that it takes, engine.model.splash."""
 
     @classmethod
     def single(cls, config: ModelConfig) -> Partition:

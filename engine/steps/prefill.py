@@ -6,7 +6,11 @@ So sampling lives in one program, and prefill ends at the last layer's keys and 
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from engine.collectives import all_gather, index
@@ -15,8 +19,9 @@ from engine.model.attention_projections import own_kv_heads
 from engine.model.decoder import hidden_states
 from engine.model.params import Params
 from engine.model.partition import Partition
+from engine.model.splash import fits, splash_attention
 
-KeysOrValues = list[Float[Array, "rows seq kv_heads head_dim"]]
+KeysOrValues = list[Float[Array, "own_rows own_seq kv_heads head_dim"]]
 
 
 def prefill(
@@ -40,7 +45,8 @@ def prefill(
         keys.append(k)
         values.append(v)
         k, v = (own_kv_heads(all_gather(x, layout.attention_sequence, dim=1), model, dim=2) for x in (k, v))
-        mixed = causal_attention(
+        mixed = _attention(
+            model,
             q,
             k,
             v,
@@ -54,6 +60,13 @@ def prefill(
     positions = jnp.broadcast_to(jnp.arange(seq)[None], tokens.shape)
     hidden = hidden_states(params, model, flatten(tokens, model), flatten(positions, model), attend)
     return keys, values, hidden
+
+
+def _attention(model: Partition, q: Array, k: Array, v: Array, **rules: Any) -> Array:
+    blocks = partial(causal_attention, **rules)
+    if model.attention_kernel == "blocks" or not fits(q.shape[1], k.shape[1]):
+        return blocks(q, k, v)
+    return lax.platform_dependent(q, k, v, tpu=partial(splash_attention, **rules), default=blocks)
 
 
 def flatten(rows: Int[Array, "rows seq"], model: Partition) -> Int[Array, " tokens"]:
