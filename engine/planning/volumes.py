@@ -1,24 +1,21 @@
 """The collectives that a program issues, with their bytes: one entry for each line of code that sends something.
 
-Bytes are the paper's D: what an all-gather puts out on a chip, what any other collective takes in. Over several mesh
-axes most collectives are issued axis by axis (engine/collectives.py), in stages that are smaller but for one; together
-they put D (n - 1) / n on the wire, as one over all n chips would, but for an all-to-all, each stage of which moves D.
-
 Follow engine/model/decoder.py beside this; tests hold every entry against the program itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from engine.layout import Axes, HeldSizes, Layout
 from engine.model.config import ModelConfig
+from engine.model.expert_strategy import entered_over, expert_axes, strategy
 from engine.model.params import Parameter, declare
+from engine.planning.collectives import Collective, Kind
 
-Kind = Literal["all-gather", "reduce-scatter", "all-to-all", "all-reduce"]
 Phase = Literal["prefill", "decode"]
 
 MICRO_TOKENS = 4096
@@ -27,67 +24,6 @@ LOOKED_UP_TOKENS = 16384
 """At a time in the embedding (engine/model/decoder.py)."""
 
 _FLOAT32 = 4
-
-
-class Stage(NamedTuple):
-    """One collective instruction."""
-
-    kind: Kind
-    axes: Axes
-    chips: int
-    """Along the axes."""
-    bytes: int
-    """D: put out by an all-gather, taken in by the others."""
-
-    @property
-    def wire_bytes(self) -> float:
-        """What a chip sends, on a ring or with links to all: D (K - 1) / K, twice that for an all-reduce."""
-        once = self.bytes * (self.chips - 1) / self.chips
-        return 2 * once if self.kind == "all-reduce" else once
-
-
-@dataclass(frozen=True)
-class Collective:
-    """A collective over several axes, issued in one or more stages."""
-
-    what: str
-    kind: Kind
-    groups: tuple[Axes, ...]
-    """The axes of each stage, major first: gathered from the last to the first, scattered from the first on."""
-    sizes: tuple[int, ...]
-    """Chips along the axes of each group."""
-    bytes: int
-    """D of the whole: the gathered array, or the array before it is scattered."""
-    times: int = 1
-
-    @property
-    def axes(self) -> Axes:
-        return tuple(axis for group in self.groups for axis in group)
-
-    @property
-    def chips(self) -> int:
-        return math.prod(self.sizes)
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """As they are issued."""
-        major_first, left = [], self.bytes
-        for axes, size in zip(self.groups, self.sizes, strict=True):
-            major_first.append(Stage(self.kind, axes, size, left))
-            if self.kind in ("all-gather", "reduce-scatter"):
-                assert left % size == 0, f"{self.what}: {left} bytes over {size} chips of {axes}"
-                left //= size
-        return tuple(major_first if self.kind == "reduce-scatter" else reversed(major_first))
-
-    @property
-    def wire_bytes(self) -> float:
-        """What a chip sends, each time."""
-        return math.fsum(stage.wire_bytes for stage in self.stages)
-
-
-def wire_bytes(collectives: Iterable[Collective]) -> float:
-    """What a chip sends in all."""
-    return math.fsum(one.times * one.wire_bytes for one in collectives)
 
 
 @dataclass(frozen=True)
@@ -115,9 +51,7 @@ class Traffic:
             *self._leave("attention exit scatter"),
             *(self._norm("post-attention norm") if config.post_norms else ()),
             *self._norm("ffn norm"),
-            *self._entry("ffn entry gather"),
-            *self._feedforward(),
-            *self._leave("ffn exit scatter"),
+            *(self._mixture() if config.experts else self._serial_feedforward()),
             *(self._norm("post-ffn norm") if config.post_norms else ()),
         ]
 
@@ -185,8 +119,7 @@ class Traffic:
         if kind == "all-reduce":
             return (axes,)
         if kind == "all-gather":
-            everywhere = len(axes) > 1 and len(axes) == len(self.layout.everything)
-            return (axes[:1], axes[1:]) if everywhere else (axes,)
+            return (axes[:2], axes[2:]) if len(axes) > 2 else (axes,)
         return tuple((axis,) for axis in axes)
 
     # The program, piece by piece.
@@ -208,12 +141,15 @@ class Traffic:
 
     def _weights(self, *names: str) -> Iterator[Collective]:
         """Gathered dimension by dimension."""
-        layer, gathered = declare(self.config, self.held)["layers"][0], self.layout.gathered
+        yield from self._gathered_weights(self.layout.gathered, *names)
+
+    def _gathered_weights(self, gathered: Axes, *names: str) -> Iterator[Collective]:
+        layer = declare(self.config, self.held)["layers"][0]
         for name in names:
             if name not in layer:
                 continue
             declared: Parameter = layer[name]
-            split = self.layout.at_rest(declared.axes, self.held.kv_heads)
+            split = self.layout.at_rest(declared.axes, self.held.kv_heads, self.config.expert_count)
             parts: list[Axes] = [tuple(axis for axis in over if axis in gathered) for over in reversed(split)]
             groups = tuple(group for axes in parts if axes for group in self._groups("all-gather", axes))
             used = math.prod(
@@ -266,6 +202,39 @@ class Traffic:
         yield from self._over("merge, maximum", "all-reduce", axes, queries, _FLOAT32)
         yield from self._over("merge, normaliser", "reduce-scatter", axes, queries, _FLOAT32)
         yield from self._over("merge, values", "reduce-scatter", axes, queries * head_dim, _FLOAT32)
+
+    def _serial_feedforward(self) -> Iterator[Collective]:
+        yield from self._entry("ffn entry gather")
+        yield from self._feedforward()
+        yield from self._leave("ffn exit scatter")
+
+    def _mixture(self) -> Iterator[Collective]:
+        """engine/model/experts.py. Where rows go is known on the device alone: as many to each expert are assumed."""
+        layout, experts = self.layout, self.config.experts
+        assert experts is not None
+        how = strategy(self.tokens, self.config, layout, self.activation_bytes, self.weight_bytes)
+        over = () if how == "gathered" else expert_axes(experts.count, layout)
+        entry, size = entered_over(how, experts.count, layout), layout.mesh.size
+        tokens = self._residual_tokens * size(entry)
+        elements = tokens * self._part(self.config.embed, layout.used_embed)
+        yield from self._over("ffn entry gather", "all-gather", entry, elements)
+        gathered = _without((*layout.gathered, *_without(layout.experts_split(experts.count), layout.gathered)), over)
+        yield from self._gathered_weights(gathered, "gate", "up", "down")
+        yield from self._over("router sum", "all-reduce", layout.used_embed, tokens * experts.count, _FLOAT32)
+        rows = tokens * experts.per_token  # of this chip's experts
+        if how == "sent":
+            yield from self._over("rows by expert", "all-gather", over, size(over) * experts.count, 4)
+            sent = elements * experts.per_token
+            yield self._collective("rows to experts", "all-to-all", (over,), sent, None)
+        elif over:
+            rows //= size(over)
+        hidden = rows * self._part(self.config.ffn, _without(layout.used_ffn, layout.experts_split(experts.count)))
+        for name in ("gate", "up") if self.config.gated else ("up",):
+            yield from self._over(f"{name} scatter", "reduce-scatter", layout.used_embed, hidden)
+        yield from self._over("ffn gather", "all-gather", layout.used_embed, hidden)
+        if how == "sent":
+            yield self._collective("results of experts", "all-to-all", (over,), elements * experts.per_token, None)
+        yield from self._over("ffn exit scatter", "reduce-scatter", entry, elements)
 
     def _feedforward(self) -> Iterator[Collective]:
         layout = self.layout

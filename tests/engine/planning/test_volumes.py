@@ -12,9 +12,10 @@ import pytest
 from engine.layout import AttentionSharding, Feedforward, HeldSizes, Layout, Layouts, held_sizes
 from engine.mesh import MeshShape
 from engine.model.config import ModelConfig
+from engine.planning.collectives import Collective, Kind, Stage, wire_bytes
 from engine.planning.named_models import named_model
 from engine.planning.paper_volumes import paper_volume, switch_tokens, width
-from engine.planning.volumes import Collective, Kind, Phase, Stage, Traffic, wire_bytes
+from engine.planning.volumes import Phase, Traffic
 from tests.engine.planning.traced import traced_decode, traced_prefill
 
 FFN = get_args(Feedforward)
@@ -61,6 +62,19 @@ def test_what_is_counted_is_what_the_program_issues(
 
     decode = traced_decode(config, layouts, slots=128, context=8192, int8=int8)
     assert Counter(decode) == counted(Traffic(config, layout, held, "decode", 128, **of))
+
+
+@pytest.mark.parametrize("layout", EVERY_LAYOUT[::4], ids="-".join)
+@pytest.mark.parametrize(("rows", "slots"), [(16, 16), (64, 256)])
+def test_a_mixture_is_counted_too(rows: int, slots: int, layout: tuple[Feedforward, AttentionSharding]) -> None:
+    """Where no sum is taken inside an expert (x = 1): such sums are in loops of a length that the data decide."""
+    config = replace(named_model("mixtral-8x7b"), layers=2)
+    one, held = of_mesh(config, MeshShape(1, 2, 8), *layout)
+    layouts = Layouts(one, one)
+    prefill = traced_prefill(config, layouts, rows, seq=128)
+    assert Counter(prefill) == counted(Traffic(config, one, held, "prefill", rows * 128))
+    decode = traced_decode(config, layouts, slots, context=2048)
+    assert Counter(decode) == counted(Traffic(config, one, held, "decode", slots))
 
 
 def test_on_one_chip_nothing_is_sent() -> None:

@@ -19,13 +19,14 @@ from engine.mesh import AXES
 from engine.model.config import ModelConfig
 from engine.model.params import Parameter, build
 from engine.model.quantized import Quantized
-from engine.planning.volumes import Kind, Stage
+from engine.planning.collectives import Kind, Stage
 from engine.steps.decode import empty_slots
 
 _KINDS: dict[str, Kind] = {
     "all_gather": "all-gather",
     "reduce_scatter": "reduce-scatter",
     "all_to_all": "all-to-all",
+    "ragged_all_to_all": "all-to-all",
     "psum": "all-reduce",
     "pmax": "all-reduce",
 }
@@ -97,8 +98,12 @@ def _stages(programs: ProgramSet, program: Program, *args: Any) -> list[Stage]:
 def _collectives(jaxpr: Any, sizes: dict[str, int]) -> Iterator[Stage]:
     """Of those equations that a result depends on, as often as they run.
 
-    A `while` counts once (decode runs its body for one step); what a `cond` may do counts not at all.
+    A `while` counts once (decode runs its body for one step); what a `cond` may do counts not at all, but where it asks
+    for the platform, what is done on a TPU.
     """
+    of_platform = {
+        out for equation in jaxpr.eqns if equation.primitive.name == "platform_index" for out in equation.outvars
+    }
     needed = {var for var in jaxpr.outvars if isinstance(var, Var)}
     live = []
     for equation in reversed(jaxpr.eqns):
@@ -110,14 +115,16 @@ def _collectives(jaxpr: Any, sizes: dict[str, int]) -> Iterator[Stage]:
         if name in _KINDS:
             stated = params.get("axes") or params["axis_name"]
             axes = (stated,) if isinstance(stated, str) else tuple(stated)
-            array = (equation.outvars if name == "all_gather" else equation.invars)[0].aval
-            chips = math.prod(sizes[axis] for axis in axes)
-            yield Stage(_KINDS[name], axes, chips, array.size * array.dtype.itemsize)
-        elif name != "cond":
-            for inner in jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr):
-                if _is_jaxpr(inner):
-                    inside = list(_collectives(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner, sizes))
-                    yield from inside * params.get("length", 1)
+            ends = [(equation.outvars if name == "all_gather" else equation.invars)[0].aval]
+            if name == "ragged_all_to_all":  # one end has room for the worst case
+                ends.append(equation.invars[1].aval)
+            moved = min(array.size * array.dtype.itemsize for array in ends)
+            yield Stage(_KINDS[name], axes, math.prod(sizes[axis] for axis in axes), moved)
+        elif name != "cond" or equation.invars[0] in of_platform:
+            inners = jax.tree.leaves(list(params.values()), is_leaf=_is_jaxpr)
+            for inner in [one for one in inners if _is_jaxpr(one)][-1 if name == "cond" else 0 :]:
+                inside = list(_collectives(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner, sizes))
+                yield from inside * params.get("length", 1)
 
 
 def _is_jaxpr(value: Any) -> bool:
