@@ -1,4 +1,4 @@
-"""The `penstock` command: run, validate, status, show, schema.
+"""The `penstock` command: run, validate, status, show, schema, compile.
 
 It parses the command line, sets up logging, and says what went wrong in one sentence. What a command needs is imported
 when it runs, so that help answers at once.
@@ -31,7 +31,7 @@ Batch offline inference for large language models: a dataset in, generations or 
 _EXIT_CODES = """\
 exit codes:
   0    done
-  1    finished, but a larger share of rows failed than limits.max_failed_fraction allows
+  1    finished, but a larger share of rows failed than limits.max_failed_fraction allows (compile: it does not fit)
   2    the command, the job, the model, the input or the output cannot be used, or the run broke off
   130  interrupted by Ctrl-C
 Finished shards are never lost: after 2 and 130 the same command goes on where it stopped.
@@ -78,6 +78,21 @@ Print the JSON schema of a job file. Editors complete and check a job that names
 example:
   penstock schema > job.schema.json
   # yaml-language-server: $schema=./job.schema.json
+"""
+
+_COMPILE = """\
+Compile a phase of a model with the real TPU compiler, for chips that need not be there, and say whether it fits, what
+it sends between chips, and how long the compiler thinks it takes. All times are its estimates; nothing is measured.
+Needs the compiler: pip install 'penstock[tpu]'.
+
+A model is a checkpoint's directory or a published one by name, shapes alone: palm-540b, llama-3.1-70b, mixtral-8x7b ...
+Chips are a slice by its torus: v4:4x4x4, v5e:4x4, v5p:4x4x4, v6e:4x4, tpu7x:2x2x1, or several slices: 2*v4:4x4x4.
+
+examples:
+  penstock compile --model palm-540b --chips v4:4x4x4 --phase prefill --batch 512 --context 2048 --ffn wg-xyz
+  penstock compile --model llama-3.1-70b --chips v5e:4x4 --mesh 4x2x2 --phase decode --batch 64 --context 2048 \\
+      --weights int8 --kv int8
+  penstock compile --model ./checkpoint --chips v6e:2x2 --phase decode --batch 8 --context 1024 --layers 2 --json
 """
 
 
@@ -159,6 +174,15 @@ def _schema(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _compile(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from jobs.compile_command import run
+
+    fits = run(options, Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH))
+    return DONE if fits else TOO_MANY_FAILED
+
+
 def _print_lines(lines: Iterable[tuple[str, str]]) -> None:
     for label, text in lines:
         print(f"{label:<9}{text}".rstrip())
@@ -214,12 +238,38 @@ def _parser() -> argparse.ArgumentParser:
 
     schema = command(_schema, "schema", "JSON schema of a job file, for editors", _SCHEMA)
     schema.add_argument("--markdown", action="store_true", help="the reference page instead")
+    _add_compile_options(command(_compile, "compile", "what the TPU compiler makes of a model", _COMPILE))
     return parser
+
+
+def _add_compile_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, metavar="CHECKPOINT|NAME", help="a directory, or a published model")
+    parser.add_argument("--chips", required=True, metavar="CHIP:AxBxC", help="which, and how many: v4:4x4x4, v5e:4x4")
+    parser.add_argument("--phase", required=True, choices=("prefill", "decode"), help="which program")
+    parser.add_argument("--batch", required=True, type=_positive, help="sequences at the same time, in each slice")
+    parser.add_argument("--context", required=True, type=_positive, help="tokens of each: the prompt, or the cache's")
+    parser.add_argument("--mesh", metavar="XxYxZ", help="how chips are numbered (default: as the torus is)")
+    parser.add_argument(
+        "--ffn", metavar="LAYOUT", help="ws1d, ws2d, wg-x, wg-xy or wg-xyz (default: weight-stationary)"
+    )
+    parser.add_argument(
+        "--attention", metavar="OVER", help="heads, batch or sequence (default: by the model and phase)"
+    )
+    parser.add_argument("--weights", choices=("bf16", "int8"), default="bf16", help="(default: bf16)")
+    parser.add_argument("--kv", choices=("bf16", "int8"), default="bf16", help="the cache (default: bf16)")
+    parser.add_argument("--layers", type=_positive, help="only so many; two tell a layer's share from the rest")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
 
 

@@ -1,0 +1,175 @@
+"""TPU topologies by name, as the compiler wants them described: "v4:4x4x4", "v5e:4x4", "2*v4:4x4x4" (two slices).
+
+A slice is a torus, or a part of one, of one kind of chip. Where a chip is two devices (tpu7x), the last axis of the
+torus counts twice as long. What the compiler itself believes of a chip, its clock and links, stands here; what the
+vendor states is in engine/planning/chips.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import NoFeasiblePlan
+from engine.mesh import MeshShape
+from engine.planning.chips import Chip, named_chip
+
+_NAME = re.compile(r"(?:(?P<slices>\d+)\*)?(?P<chip>[\w.-]+):(?P<shape>\d+(?:x\d+){1,2})")
+
+_ASYNC_GATHER = {
+    "xla_enable_async_all_gather": "ENABLED",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "ENABLED",
+}
+
+
+@dataclass(frozen=True)
+class CompilerFacts:
+    """What libtpu 0.0.42.1 takes a chip to be, read from its own estimates."""
+
+    clock_hz: float
+    """Of the cycles in its estimates."""
+    link_bytes_per_second: float
+    """One link of the torus, one way, in its scheduler's costs."""
+    config: str | None = None
+    """Name of the chip's configuration; "megacore" makes two cores one device."""
+    options: Mapping[str, str] | None = None
+    """Options a program should be compiled with: what is off by default and hides communication."""
+
+
+FACTS: Mapping[str, CompilerFacts] = {
+    "v4": CompilerFacts(1.05e9, 44.8e9, "megacore", _ASYNC_GATHER),
+    "v5e": CompilerFacts(1.5e9, 46.7e9),
+    "v5p": CompilerFacts(1.75e9, 93.4e9, "megacore", _ASYNC_GATHER),
+    "v6e": CompilerFacts(1.75e9, 93.4e9, None, _ASYNC_GATHER),
+    "tpu7x": CompilerFacts(2.2e9, 108e9, None, _ASYNC_GATHER),  # clock inferred: peak / (2 x 4 x 256 x 256)
+}
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Slices of chips, each `shape` large."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Topology:
+        """Reads "v4:4x4x4", or "2*v4:4x4x4" for two slices of that."""
+        found = _NAME.fullmatch(text)
+        if found is None:
+            raise NoFeasiblePlan(
+                f"chips are written as CHIP:AxBxC, or CHIP:AxB for a chip with a flat torus, such as v4:4x4x4 or "
+                f"v5e:4x4, with 2* before it for two slices; got {text!r}"
+            )
+        name = found["chip"]
+        try:
+            chip = named_chip(name)
+        except NoFeasiblePlan:
+            chip = None
+        if chip is None or chip.name not in FACTS:
+            raise NoFeasiblePlan(f"there is no TPU compiler for {name!r}; there is for {', '.join(FACTS)}")
+        shape = tuple(map(int, found["shape"].split("x")))
+        _check(text, chip, shape)
+        return cls(chip, shape, _positive(text, int(found["slices"] or 1)))
+
+    def __str__(self) -> str:
+        name = f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+        return name if self.slices == 1 else f"{self.slices}*{name}"
+
+    @property
+    def facts(self) -> CompilerFacts:
+        return FACTS[self.chip.name]
+
+    @property
+    def chips(self) -> int:
+        """Of all slices."""
+        return self.slices * math.prod(self.shape)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Devices of a slice along each axis of the torus."""
+        first, second, third = (*self.shape, 1)[:3]
+        return first, second, third * self.chip.devices
+
+    @property
+    def mesh(self) -> MeshShape:
+        """The mesh of a slice that is used if none is asked for: the torus as it is."""
+        return MeshShape(*self.grid)
+
+    @property
+    def limit_bytes(self) -> int:
+        """HBM that the compiler lets a program use on one device."""
+        limit = self.chip.compiler_hbm_bytes
+        assert limit is not None, self.chip
+        return int(limit)
+
+    @property
+    def hbm_bytes_per_second(self) -> float:
+        """Of one device."""
+        return self.chip.hbm_bytes_per_second / self.chip.devices
+
+    @property
+    def wraps(self) -> tuple[bool, bool, bool]:
+        """Which axes of the torus are closed to rings."""
+        first, second, third = (self.chip.is_ring(size) for size in (*self.shape, 0)[:3])
+        return first, second, third and len(self.shape) == 3
+
+    def description(self) -> dict[str, Any]:
+        """Arguments of `jax.experimental.topologies.get_topology_desc`."""
+        sizes = (*self.shape, 1)[:3]
+        host = (*self.chip.host, 1)[:3]
+        arguments: dict[str, Any] = {
+            "platform": "tpu",
+            "topology_name": f"{self.chip.name}:{'x'.join(map(str, self.shape))}",
+            "chips_per_host_bounds": tuple(math.gcd(size, most) for size, most in zip(sizes, host, strict=True)),
+            "num_slices": self.slices,
+            "wrap": self.wraps,
+        }
+        if self.facts.config:
+            arguments["chip_config_name"] = self.facts.config
+        return arguments
+
+    def torus_axes(self, mesh: MeshShape) -> dict[str, tuple[int, ...]]:
+        """For each axis of a mesh of a slice, which axes of the torus it is made of, if it is made of whole ones.
+
+        Devices fill the mesh in the order of their coordinates, so an axis is whole where the products of sizes meet.
+        """
+        found: dict[str, tuple[int, ...]] = {}
+        before = 1
+        for axis in ("x", "y", "z"):
+            size = mesh.size((axis,))
+            spans, at = [], 1
+            for number, length in enumerate(self.grid):
+                if length > 1 and at >= before and at * length <= before * size:
+                    spans.append(number)
+                at *= length
+            whole = math.prod(self.grid[number] for number in spans) == size
+            found[axis] = tuple(spans) if whole else ()
+            before *= size
+        return found
+
+
+def options_for(chip: str) -> dict[str, str]:
+    """Compiler options for a chip by name; nothing for what is no TPU."""
+    return dict((FACTS[chip].options if chip in FACTS else None) or {})
+
+
+def _check(text: str, chip: Chip, shape: tuple[int, ...]) -> None:
+    if len(shape) != len(chip.pod):
+        torus = "AxBxC" if len(chip.pod) == 3 else "AxB"
+        raise NoFeasiblePlan(f"{text} does not exist: the torus of {chip.name} has {len(chip.pod)} axes; write {torus}")
+    for size in shape:
+        _positive(text, size)
+    if any(size > most for size, most in zip(sorted(shape), sorted(chip.pod), strict=True)):
+        largest = "x".join(map(str, chip.pod))
+        raise NoFeasiblePlan(f"{text} does not exist: the largest slice of {chip.name} is {largest}")
+
+
+def _positive(text: str, size: int) -> int:
+    if size < 1:
+        raise NoFeasiblePlan(f"{text} does not exist: every size must be at least 1")
+    return size
