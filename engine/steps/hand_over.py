@@ -19,6 +19,7 @@ from engine.model.attention_projections import own_kv_heads
 from engine.model.partition import Partition
 
 KeysOrValues = Float[Array, "rows seq kv_heads head_dim"]
+Moved = Float[Array, "own_rows own_seq own_heads head_dim"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class _Split:
         return next((dim for dim, axes in enumerate(self.dims) if axis in axes), None)
 
 
-def hand_over(x: KeysOrValues, prefill: Partition, decode: Partition, page_tokens: int) -> KeysOrValues:
+def hand_over(x: KeysOrValues, prefill: Partition, decode: Partition, page_tokens: int) -> Moved:
     """What `prefill` returned on this chip -> what this chip keeps for decode.
 
     Where decode splits the sequence, page b of a row belongs to chip b modulo their number.
@@ -49,14 +50,14 @@ def hand_over(x: KeysOrValues, prefill: Partition, decode: Partition, page_token
     return own_kv_heads(_move(x, source, target, decode.layout), decode, dim=2)
 
 
-def _pages_by_chip(x: KeysOrValues, parts: int, page_tokens: int) -> KeysOrValues:
+def _pages_by_chip(x: KeysOrValues, parts: int, page_tokens: int) -> Moved:
     """Orders the pages so that an even cut gives each of `parts` chips its own: b, b + parts, b + 2 parts, ..."""
     rows, seq, *rest = x.shape
     x = jnp.pad(x, [(0, 0), (0, -seq % (parts * page_tokens)), (0, 0), (0, 0)])
     return jnp.swapaxes(x.reshape(rows, -1, parts, page_tokens, *rest), 1, 2).reshape(rows, -1, *rest)
 
 
-def _move(x: KeysOrValues, source: _Split, target: _Split, layout: Layout) -> KeysOrValues:
+def _move(x: KeysOrValues, source: _Split, target: _Split, layout: Layout) -> Moved:
     arriving = tuple(axis for axes in target.dims for axis in axes)
     leaving = tuple(axis for axes in source.dims for axis in reversed(axes) if axis not in arriving)
     gathered: tuple[list[str], ...] = ([], [], [])
@@ -77,7 +78,7 @@ def _move(x: KeysOrValues, source: _Split, target: _Split, layout: Layout) -> Ke
     return x
 
 
-def _reorder(x: KeysOrValues, dim: int, axes: list[str], wanted: Axes, layout: Layout) -> KeysOrValues:
+def _reorder(x: KeysOrValues, dim: int, axes: list[str], wanted: Axes, layout: Layout) -> Moved:
     """A dimension that was put together axis by axis stands in the order they came in; the source had another."""
     order = [axes.index(axis) for axis in wanted if axis in axes]
     if order == sorted(order):

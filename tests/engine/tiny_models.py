@@ -5,7 +5,7 @@ No engine and no batcher: prefill, hand-over, decode and logits as the engine co
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,13 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from engine.cache import pages
-from engine.collectives import all_gather
 from engine.compilation.placement import Placement, spec
-from engine.layout import Layouts
 from engine.model.attention_projections import back  # noqa: F401
 from engine.model.config import Experts, ModelConfig, Rotary
-from engine.model.decoder import hidden_states, logits
+from engine.model.decoder import logits
 from engine.model.params import Parameter, Params, build, declare, leaves
 from engine.model.quantized import Quantized
 from engine.steps.prefill import prefill
@@ -128,7 +125,5 @@ def all_logits(params: Params, placement: Placement, tokens: np.ndarray) -> np.n
         hidden = prefill(params, model, tokens)[2]
         return logits(params, model, hidden)
 
-    run = placement.on_all_chips(
-        program, (placement.param_specs(), P()), spec((layout.rest_embed, layout.rest_ffn))
-    )
+    run = placement.on_all_chips(program, (placement.param_specs(), P()), spec((layout.rest_embed, layout.rest_ffn)))
     return np.asarray(jax.jit(run)(params, tokens))[:, : placement.config.vocab]
