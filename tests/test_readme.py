@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs.job_file import load
 
@@ -25,9 +26,11 @@ def test_the_python_example_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_the_job_is_valid(tmp_path: Path) -> None:
-    (example,) = blocks("yaml")
+    example, on_chips = blocks("yaml")
     (tmp_path / "capitals.yaml").write_text(example)
     assert load(str(tmp_path / "capitals.yaml")).name == "capitals"
+    (tmp_path / "chips.yaml").write_text(yaml.safe_dump(yaml.safe_load(example) | yaml.safe_load(on_chips)))
+    assert load(str(tmp_path / "chips.yaml")).engine.layouts()["mesh"] == "4x4"
 
 
 def test_the_files_it_points_to_exist() -> None:
