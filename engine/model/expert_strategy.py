@@ -28,6 +28,9 @@ STRATEGIES: tuple[Strategy, ...] = ("everywhere", "sent", "gathered")
 HOP_BYTES = 90_000
 """What a pair of links moves in the microsecond that a hop takes (v4, v5e: 9e10 bytes/s, both directions)."""
 
+EXCHANGE_BYTES = 2_000_000
+"""The same for what sending costs a chip besides: offsets, sorting, folding (20 to 25 us on v5e and v5p, estimated)."""
+
 
 def expert_axes(experts: int, layout: Layout) -> Axes:
     """Over which the experts of weights in use are split, if they are not gathered as well."""
@@ -74,7 +77,7 @@ def link_bytes(
     total = 2 * gather(here * hidden, enter) + 2 * hops(enter) * HOP_BYTES
     if how == "sent" and over:
         total += 2 * config.experts.per_token * here * hidden * sum(mesh.size((axis,)) / 4 for axis in over)
-        total += 3 * hops(over) * HOP_BYTES  # how many rows there will be, there, and back
+        total += 3 * hops(over) * HOP_BYTES + EXCHANGE_BYTES  # how many rows there will be, there, and back
     if how == "gathered" and over:
         matrices = 3 if config.gated else 2
         of_all = count * config.embed * config.ffn * weight_bytes

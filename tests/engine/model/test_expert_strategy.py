@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from engine.layout import Feedforward, Layout
 from engine.mesh import MeshShape
 from engine.model.config import Experts, ModelConfig
-from engine.model.expert_strategy import HOP_BYTES, STRATEGIES, entered_over, expert_axes, link_bytes, strategy
+from engine.model.expert_strategy import (
+    EXCHANGE_BYTES,
+    HOP_BYTES,
+    STRATEGIES,
+    entered_over,
+    expert_axes,
+    link_bytes,
+    strategy,
+)
 
 MIXTRAL = ModelConfig(
     layers=32,
@@ -64,12 +72,14 @@ def test_bytes_by_hand() -> None:
     entry_and_exit = 2 * 64 * 8192 * 15 / 16
     assert bytes_of("everywhere") == entry_and_exit + (2 * 4) * HOP_BYTES
     along_x, there_and_back = 2 * 16 * 8192 * 3 / 4, 2 * (2 * 16) * 8192 * 1
-    assert bytes_of("sent") == along_x + there_and_back + (2 * 2 + 3 * 2) * HOP_BYTES
+    assert bytes_of("sent") == along_x + there_and_back + (2 * 2 + 3 * 2) * HOP_BYTES + EXCHANGE_BYTES
     quarter_of_the_weights = 3 * 8 * 4096 * 14336 * 2 / 4
     assert bytes_of("gathered") == along_x + quarter_of_the_weights * 3 / 4 + (2 * 2 + 3 * 2) * HOP_BYTES
 
 
-@pytest.mark.parametrize(("tokens", "way"), [(8, "everywhere"), (32, "everywhere"), (512, "sent"), (65536, "gathered")])
+@pytest.mark.parametrize(
+    ("tokens", "way"), [(8, "everywhere"), (256, "everywhere"), (2048, "sent"), (65536, "gathered")]
+)
 def test_more_tokens_stay_more_at_home(tokens: int, way: str) -> None:
     assert strategy(tokens, MIXTRAL, layout_of("4x4", "ws1d"), *BF16) == way
 
