@@ -18,7 +18,7 @@ from engine.planning.collectives import Collective, Kind
 
 Phase = Literal["prefill", "decode"]
 
-MICRO_TOKENS = 4096
+MICRO_TOKENS = 16384
 """A feed-forward's (engine.model.partition.Partition)."""
 LOOKED_UP_TOKENS = 16384
 """At a time in the embedding (engine/model/decoder.py)."""
