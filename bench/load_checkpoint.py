@@ -6,6 +6,8 @@ Writes random Llama checkpoints of that size to a temporary directory, and loads
 warm page cache: reading and converting are measured, not the disk. Speed is in bytes as stored; the best of three.
 Memory is the process's peak above what it had before loading, minus the model in the dtype it was loaded as. The
 published library's reader, which converts nothing and checks nothing, stands beside it. Needs `safetensors`.
+
+"distant" is a store whose every request takes 30 ms; "8 devices" are virtual ones, as a 2x2x2 mesh.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import resource
 import tempfile
 import time
@@ -24,6 +27,7 @@ import numpy as np
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 REPEATS = 3
+REQUEST_SECONDS = 0.03
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -66,17 +70,66 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure_load(directory: str, dtype: str, results: Any) -> None:
+class Distant:
+    """A file whose every request takes REQUEST_SECONDS, as those of object stores do."""
+
+    def __init__(self, path: str) -> None:
+        time.sleep(REQUEST_SECONDS)
+        self._file = open(path, "rb")  # noqa: SIM115
+
+    def read(self, size: int = -1, /) -> bytes:
+        time.sleep(REQUEST_SECONDS)
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def measure_load(directory: str, dtype: str, results: Any, readers: int | None = None, distant: bool = False) -> None:
     from engine.families import read_config
     from engine.model.params import leaves
     from engine.weights.load import load_params
 
     config = read_config(directory).model
+    options: dict[str, Any] = {"open": Distant} if distant else {}
+    options["dtype"] = dtype
+    if dtype == "int8":
+        import engine.weights.int8  # noqa: F401  and jax, which is not part of the model
+
+        options |= {"weights": "int8", "dtype": "float32"}
     before_bytes, start = _peak_bytes(), time.perf_counter()
-    params = load_params(directory, config, dtype=dtype)
+    params = load_params(directory, config, readers=readers, **options)
     seconds = time.perf_counter() - start
     model_bytes = sum(array.nbytes for _, array in leaves(params))
     results.put((seconds, _peak_bytes() - before_bytes - model_bytes))
+
+
+def measure_shards(directory: str, dtype: str, results: Any) -> None:
+    """Onto eight devices of one process."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    import jax
+
+    from engine.compilation.placement import Placement
+    from engine.families import read_config
+    from engine.layout import Layouts
+    from engine.weights.load import load_params
+    from engine.weights.shards import Shards
+
+    config = read_config(directory).model
+    on = Placement.on_devices(config, Layouts.asked(config.kv_heads, "2x2x2"))
+    jax.block_until_ready(jax.numpy.zeros(8))
+    before_bytes, start = _peak_bytes(), time.perf_counter()
+    params = load_params(directory, config, dtype=dtype, held=on.held, to=Shards(on.param_sharding))
+    seconds = time.perf_counter() - start
+    shards = [shard for array in jax.tree.leaves(params) for shard in array.addressable_shards]
+    results.put((seconds, _peak_bytes() - before_bytes - sum(shard.data.nbytes for shard in shards)))
 
 
 def measure_library(directory: str, dtype: str, results: Any) -> None:
@@ -106,11 +159,11 @@ def in_a_process(work: Any, *args: Any) -> None:
         raise SystemExit(f"{work.__name__} failed")
 
 
-def best_of(measure: Any, directory: str, dtype: str) -> tuple[float, float]:
+def best_of(measure: Any, directory: str, dtype: str, *args: Any) -> tuple[float, float]:
     """(seconds, bytes beyond the model) of the fastest of several processes."""
     results = multiprocessing.get_context("spawn").SimpleQueue()
     for _ in range(REPEATS):
-        in_a_process(measure, directory, dtype, results)
+        in_a_process(measure, directory, dtype, results, *args)
     return min(results.get() for _ in range(REPEATS))
 
 
@@ -125,12 +178,17 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as directory:
             in_a_process(write_checkpoint, directory, size_bytes, stored)
             stored_bytes = Path(directory, "model.safetensors").stat().st_size
-            rows = [("load", measure_load, dtype) for dtype in ("float32", "bfloat16")]
+            rows: list[tuple[Any, ...]] = []
+            for dtype in ("float32", "bfloat16", "int8"):
+                rows += [("load", measure_load, dtype), ("one reader", measure_load, dtype, 1)]
+            rows += [("8 devices", measure_shards, dtype) for dtype in ("float32", "bfloat16")]
+            rows += [("distant", measure_load, "bfloat16", None, True)]
+            rows += [("distant, one", measure_load, "bfloat16", 1, True)]
             rows.append(("preflight", measure_preflight, "-"))
             if stored == "float32":  # numpy knows no bfloat16, so the library's numpy reader does not either
                 rows.append(("safetensors", measure_library, "float32"))
-            for what, measure, dtype in rows:
-                seconds, beyond_bytes = best_of(measure, directory, dtype)
+            for what, measure, dtype, *options in rows:
+                seconds, beyond_bytes = best_of(measure, directory, dtype, *options)
                 speed = f"{stored_bytes / seconds / 1e9:.2f}" if what != "preflight" else ""
                 print(
                     f"{what:<12} {stored:<9} {dtype:<9} {stored_bytes / 1e9:>6.2f} {seconds:>8.3f} {speed:>6} "

@@ -90,6 +90,8 @@ class Filling:
     """Of int8. None: the numbers are kept as they are."""
     copy: StoredTensor | None = None
     """Another tensor that must hold the same numbers."""
+    skipped_bytes: int = 0
+    """See `pieces`."""
 
     @cached_property
     def pieces(self) -> list[Rectangle]:
@@ -99,7 +101,7 @@ class Filling:
             wanted = [Rectangle(aim.rows, (0, matrix.columns)) for aim in (*self.aims, *self.scale_aims)]
         elif self.channels == "columns":
             wanted = [Rectangle((0, matrix.rows), aim.columns) for aim in (*self.aims, *self.scale_aims)]
-        return pieces(matrix, wanted, whole_rows=self.channels == "rows")
+        return pieces(matrix, wanted, self.skipped_bytes, whole_rows=self.channels == "rows")
 
     @property
     def read_bytes(self) -> int:
@@ -117,7 +119,12 @@ class Filling:
 
 
 def fillings(
-    source: Source, filled: Mapping[str, Filled], config: ModelConfig, held: HeldSizes | None, copy: StoredTensor | None
+    source: Source,
+    filled: Mapping[str, Filled],
+    config: ModelConfig,
+    held: HeldSizes | None,
+    copy: StoredTensor | None,
+    skipped_bytes: int,
 ) -> Iterator[Filling]:
     """Of each matrix of a stored tensor, as far as it is wanted here."""
     tensor = source.tensor
@@ -138,7 +145,7 @@ def fillings(
     for at in range(count):
         if aims[at] or scale_aims[at]:
             matrix = Matrix(tensor, at * rows * columns, rows, columns)
-            yield Filling(matrix, tuple(aims[at]), tuple(scale_aims[at]), kinds[0], copy)
+            yield Filling(matrix, tuple(aims[at]), tuple(scale_aims[at]), kinds[0], copy, skipped_bytes)
 
 
 def _channels(fill: Fill) -> Channels:

@@ -6,7 +6,6 @@ does not depend on which thread was the fastest.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -57,14 +56,3 @@ class Readers:
             for files in self._all:
                 for file in files.values():
                     closing.callback(file.close)
-
-
-def can_be_shared(open: Open, path: str) -> bool:
-    """Whether threads can read a file at the same time: each is given its own place in it.
-
-    Not so where a store keeps one object for a file and hands that out, as fsspec's memory:// does.
-    """
-    with open(path) as one, open(path) as other:
-        one.seek(1)
-        other.seek(0)
-        return one.seek(0, os.SEEK_CUR) == 1

@@ -13,10 +13,6 @@ from engine.families.documents import File
 from engine.weights import safetensors
 from engine.weights.safetensors import NUMBERS, StoredTensor, read_numbers
 
-SKIPPED_BYTES = 1 << 20
-"""Numbers between two wanted parts of a row are read and thrown away unless they are this many bytes. Each request to a
-remote store costs tens of milliseconds, in which it sends more than this; on a local disk, where a request costs a
-thousandth of that, reading too much costs at most as many times the bytes as a row is split among processes."""
 STRETCH_BYTES = 32 << 20
 """What one reader reads without pause: long, so that a file's read-ahead is not wasted."""
 
@@ -48,14 +44,18 @@ class Rectangle:
         return (self.rows[1] - self.rows[0]) * (self.columns[1] - self.columns[0])
 
 
-def pieces(matrix: Matrix, wanted: Sequence[Rectangle], whole_rows: bool = False) -> list[Rectangle]:
+def pieces(
+    matrix: Matrix, wanted: Sequence[Rectangle], skipped_bytes: int, whole_rows: bool = False
+) -> list[Rectangle]:
     """What is read, in the order of the file: all that is wanted, in pieces of at most PIECE_NUMBERS.
 
-    `whole_rows`: of at least a row.
+    Args:
+      skipped_bytes: the narrowest gap in a row that is not read over. Rows that nobody wants are never read.
+      whole_rows: pieces are of at least a row.
     """
     most = max(safetensors.PIECE_NUMBERS, matrix.columns if whole_rows else 0)
     found = []
-    for rows, spans in _bands(matrix, wanted):
+    for rows, spans in _bands(matrix, wanted, skipped_bytes):
         widest = max(stop - start for start, stop in spans)
         rows_each = max(1, most // widest)
         for row in range(rows[0], rows[1], rows_each):
@@ -107,12 +107,13 @@ def check_finite(numbers: np.ndarray, tensor: StoredTensor) -> None:
             )
 
 
-def _bands(matrix: Matrix, wanted: Sequence[Rectangle]) -> Iterator[tuple[Range, list[Range]]]:
+def _bands(matrix: Matrix, wanted: Sequence[Rectangle], skipped_bytes: int) -> Iterator[tuple[Range, list[Range]]]:
     """Ranges of rows, and the ranges of columns that are read of each of them."""
     edges = sorted({edge for rectangle in wanted for edge in rectangle.rows})
     bands = []
     for rows in pairwise(edges):
-        spans = _spans(matrix, [one.columns for one in wanted if one.rows[0] <= rows[0] and rows[1] <= one.rows[1]])
+        columns = [one.columns for one in wanted if one.rows[0] <= rows[0] and rows[1] <= one.rows[1]]
+        spans = _spans(matrix, columns, skipped_bytes)
         if spans:
             bands.append((rows, spans))
     # Neighbours that are read alike are read together: pieces need not end where a chip's rows do.
@@ -124,15 +125,15 @@ def _bands(matrix: Matrix, wanted: Sequence[Rectangle]) -> Iterator[tuple[Range,
     yield from joined
 
 
-def _spans(matrix: Matrix, wanted: Sequence[Range]) -> list[Range]:
+def _spans(matrix: Matrix, wanted: Sequence[Range], skipped_bytes: int) -> list[Range]:
     """The ranges of columns that are read to have the wanted ones."""
-    skipped = SKIPPED_BYTES // NUMBERS[matrix.tensor.dtype].itemsize
+    least = max(1, skipped_bytes // NUMBERS[matrix.tensor.dtype].itemsize)
     spans: list[Range] = []
     for start, stop in sorted(wanted):
-        if spans and start - spans[-1][1] < max(skipped, 1):
+        if spans and start - spans[-1][1] < least:
             spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
         else:
             spans.append((start, stop))
-    if len(spans) == 1 and matrix.columns - (spans[0][1] - spans[0][0]) < max(skipped, 1):  # from one row to the next
+    if len(spans) == 1 and matrix.columns - (spans[0][1] - spans[0][0]) < least:  # from one row to the next
         return [(0, matrix.columns)]
     return spans

@@ -20,7 +20,7 @@ from engine.model.params import Params, declare, leaves
 from engine.model.quantized import quantize
 from engine.weights import int8, reading, safetensors
 from engine.weights import load as module
-from engine.weights.load import READERS, load_params
+from engine.weights.load import load_params
 from engine.weights.safetensors import read_header
 from tests.engine.tiny_checkpoint import DTYPES, save_tensors, tiny_config, tiny_tensors, write_tiny_checkpoint
 from tests.engine.weights import odd_model
@@ -112,7 +112,7 @@ def test_shards_are_read_once_each_and_through_open_alone(monkeypatch: pytest.Mo
     np.testing.assert_array_equal(params["layers"][1]["down"], tensors["model.layers.1.mlp.down_proj.weight"])
     for file_name in shards:
         assert store.read_bytes[f"memory://load/model/{file_name}"] == files.size(f"/load/model/{file_name}")
-        assert store.opened[f"memory://load/model/{file_name}"] <= 1 + READERS  # its header, then its tensors
+        assert store.opened[f"memory://load/model/{file_name}"] <= 4  # its header, a trial, its tensors
     assert all(url.startswith("memory://load/model/") for url in store.opened)
 
 

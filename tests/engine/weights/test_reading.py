@@ -47,13 +47,12 @@ def test_everything_wanted_is_read_once_and_forwards(
     monkeypatch: pytest.MonkeyPatch, wanted: list[Rectangle], piece_numbers: int, skipped_bytes: int
 ) -> None:
     monkeypatch.setattr(safetensors, "PIECE_NUMBERS", piece_numbers)
-    monkeypatch.setattr(reading, "SKIPPED_BYTES", skipped_bytes)
     needed = np.zeros((ROWS, COLUMNS), bool)
     for one in wanted:
         needed[slice(*one.rows), slice(*one.columns)] = True
     times_read = np.zeros((ROWS, COLUMNS), int)
     file = Requests()
-    for piece in pieces(MATRIX, wanted):
+    for piece in pieces(MATRIX, wanted, skipped_bytes):
         assert 0 < piece.size <= piece_numbers
         numbers = read(file, MATRIX, piece)
         times_read[slice(*piece.rows), slice(*piece.columns)] += 1
@@ -82,21 +81,19 @@ def test_everything_wanted_is_read_once_and_forwards(
     ],
 )
 def test_what_lies_together_is_one_request(
-    monkeypatch: pytest.MonkeyPatch, wanted: list[tuple[tuple[int, int], tuple[int, int]]], requests: int
+    wanted: list[tuple[tuple[int, int], tuple[int, int]]], requests: int
 ) -> None:
-    monkeypatch.setattr(reading, "SKIPPED_BYTES", 0)
     file = Requests()
-    for piece in pieces(MATRIX, [Rectangle(rows, columns) for rows, columns in wanted]):
+    for piece in pieces(MATRIX, [Rectangle(rows, columns) for rows, columns in wanted], 0):
         read(file, MATRIX, piece)
     assert len(file.made) == requests
 
 
-def test_a_gap_is_read_over_unless_it_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gap_is_read_over_unless_it_is_wide() -> None:
     wanted = [Rectangle((0, 12), (0, 2)), Rectangle((0, 12), (8, 10))]  # six numbers, 24 bytes, between
     for skipped_bytes, requests in ((24, 24), (28, 1)):
-        monkeypatch.setattr(reading, "SKIPPED_BYTES", skipped_bytes)
         file = Requests()
-        for piece in pieces(MATRIX, wanted):
+        for piece in pieces(MATRIX, wanted, skipped_bytes):
             read(file, MATRIX, piece)
         assert len(file.made) == requests
 
@@ -104,7 +101,7 @@ def test_a_gap_is_read_over_unless_it_is_wide(monkeypatch: pytest.MonkeyPatch) -
 def test_stretches_keep_the_order_and_are_of_the_size_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safetensors, "PIECE_NUMBERS", COLUMNS)
     monkeypatch.setattr(reading, "STRETCH_BYTES", 4 * COLUMNS * 5)
-    cut = pieces(MATRIX, [Rectangle((0, 12), (0, 10))])
+    cut = pieces(MATRIX, [Rectangle((0, 12), (0, 10))], 0)
     found = list(stretches(MATRIX, cut))
     assert [len(stretch) for stretch in found] == [5, 5, 2]
     assert [piece for stretch in found for piece in stretch] == cut

@@ -169,7 +169,7 @@ def test_a_process_has_the_boxes_of_its_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mesh: str, ffn: str, devices: slice, weights: str | None
 ) -> None:
     monkeypatch.setattr(safetensors, "PIECE_NUMBERS", 200)
-    monkeypatch.setattr(reading, "SKIPPED_BYTES", 16)
+    monkeypatch.setattr("engine.weights.store.LOCAL_SKIPPED_BYTES", 16)
     on = placement_of_odd(tmp_path, monkeypatch, mesh, ffn)
     process = Process(on, jax.devices()[devices])
     loaded = load(tmp_path, process, on.held, weights=weights)
@@ -226,7 +226,7 @@ HALVES = [slice(0, 4), slice(4, 8)]
 def test_a_process_reads_only_what_its_devices_need(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mesh: str, ffn: str, devices: slice
 ) -> None:
-    monkeypatch.setattr(reading, "SKIPPED_BYTES", 0)
+    monkeypatch.setattr("engine.weights.store.SKIPPED_BYTES", 0)
     on = placement_of_odd(tmp_path, monkeypatch, mesh, ffn)
     process = Process(on, jax.devices()[devices])
     whole = odd_model.padded(odd_model.numbers(), on.held)
@@ -239,7 +239,7 @@ def test_a_process_reads_only_what_its_devices_need(
 def test_int8_reads_whole_channels_and_only_those(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: slice
 ) -> None:
-    monkeypatch.setattr(reading, "SKIPPED_BYTES", 0)
+    monkeypatch.setattr("engine.weights.store.SKIPPED_BYTES", 0)
     write_tiny_checkpoint(tmp_path)
     on = placement(tmp_path, "2x4x1", "ws2d")
     process = Process(on, jax.devices()[devices])

@@ -1,0 +1,73 @@
+"""What is filled from what, before anything is read: parameters and tensors in groups, in the order they are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.layout import HeldSizes
+from engine.model.config import ModelConfig
+from engine.model.params import Parameter, declare, leaves
+from engine.weights.destination import Destination
+from engine.weights.filling import Filled, Filling, fillings
+from engine.weights.matching import Matched, Source
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that are filled at the same time, since they share a tensor, and all they are filled from."""
+
+    filled: Sequence[Filled]
+    fillings: Sequence[Filling]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(one.size_bytes for one in self.filled)
+
+
+def plan(
+    matched: Matched,
+    config: ModelConfig,
+    held: HeldSizes | None,
+    to: Destination,
+    dtype_of: Callable[[Parameter], np.dtype],
+    skipped_bytes: int,
+) -> list[Group]:
+    """Everything that is wanted at the destination, in the order of the files; `dtype_of` says how it is held."""
+    declared: dict[str, Parameter] = dict(leaves(declare(config, held)))
+    stored: dict[str, Parameter] = dict(leaves(declare(config)))
+
+    def filled(path: str) -> Filled:
+        parameter = declared[path]
+        dtype = dtype_of(parameter)
+        scale_boxes = to.scale_boxes(parameter) if dtype == np.int8 else ()
+        return Filled(path, parameter, to.boxes(parameter), scale_boxes, dtype, parameter != stored[path])
+
+    groups = []
+    for sources in _together(matched.sources.values()):
+        paths = dict.fromkeys(fill.path for source in sources for fill in source.fills)
+        by_path = {path: filled(path) for path in paths}
+        read: list[Filling] = []
+        for source in sources:
+            copy = matched.head_copy if source is matched.sources["embedding"] else None
+            read += fillings(source, by_path, config, held, copy, skipped_bytes)
+        groups.append(Group(list(by_path.values()), read))
+    return groups
+
+
+def _together(sources: Iterable[Source]) -> list[list[Source]]:
+    """Sources that share a parameter together; otherwise in the order of their files, as those of a group are too."""
+    group_of: dict[str, list[Source]] = {}
+    for source in sorted(sources, key=_place):
+        group = [source]
+        for other in {id(found): found for fill in source.fills if (found := group_of.get(fill.path))}.values():
+            group = [*other, *group]
+        group_of |= {fill.path: group for one in group for fill in one.fills}
+    groups = {id(group): group for group in group_of.values()}
+    return sorted((sorted(group, key=_place) for group in groups.values()), key=lambda group: _place(group[0]))
+
+
+def _place(source: Source) -> tuple[str, int]:
+    return source.tensor.file, source.tensor.start
