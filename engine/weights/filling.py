@@ -15,11 +15,12 @@ from engine.families.family import Fill
 from engine.layout import HeldSizes
 from engine.model.config import ModelConfig
 from engine.model.params import Parameter
+from engine.weights import safetensors
 from engine.weights.boxes import Box, Region, as_stored, box_shape, matrix_shape, regions
 from engine.weights.destination import scale_of
 from engine.weights.matching import Source
 from engine.weights.readers import Readers
-from engine.weights.reading import Matrix, Rectangle, pieces, read, stretches
+from engine.weights.reading import Band, Matrix, Rectangle, bands, pieces, read, stretches
 from engine.weights.safetensors import NUMBERS, StoredTensor
 
 Channels = Literal["rows", "columns"]
@@ -91,21 +92,26 @@ class Filling:
     copy: StoredTensor | None = None
     """Another tensor that must hold the same numbers."""
     skipped_bytes: int = 0
-    """See `pieces`."""
+    """See `bands`."""
 
     @cached_property
-    def pieces(self) -> list[Rectangle]:
-        matrix = self.matrix
-        wanted = [Rectangle(aim.rows, aim.columns) for aim in self.aims]
+    def bands(self) -> list[Band]:
+        matrix, aims = self.matrix, (*self.aims, *self.scale_aims)
         if self.channels == "rows":  # a scale needs all its inputs
-            wanted = [Rectangle(aim.rows, (0, matrix.columns)) for aim in (*self.aims, *self.scale_aims)]
+            wanted = [Rectangle(aim.rows, (0, matrix.columns)) for aim in aims]
         elif self.channels == "columns":
-            wanted = [Rectangle((0, matrix.rows), aim.columns) for aim in (*self.aims, *self.scale_aims)]
-        return pieces(matrix, wanted, self.skipped_bytes, whole_rows=self.channels == "rows")
+            wanted = [Rectangle((0, matrix.rows), aim.columns) for aim in aims]
+        else:
+            wanted = [Rectangle(aim.rows, aim.columns) for aim in aims]
+        return bands(matrix, wanted, self.skipped_bytes)
+
+    def pieces(self) -> Iterator[Rectangle]:
+        whole_channel = self.matrix.columns if self.channels == "rows" else 0
+        return pieces(self.bands, max(safetensors.PIECE_NUMBERS, whole_channel))
 
     @property
     def read_bytes(self) -> int:
-        numbers = sum(piece.size for piece in self.pieces)
+        numbers = sum(band.size for band in self.bands)
         return numbers * NUMBERS[self.matrix.tensor.dtype].itemsize * (2 if self.channels == "columns" else 1)
 
     def jobs(self) -> Iterator[Job]:
@@ -114,7 +120,7 @@ class Filling:
             yield partial(_fill_int8_columns, filling=self)
             return
         fill = _fill_int8_rows if self.channels == "rows" else _fill
-        for stretch in stretches(self.matrix, self.pieces):
+        for stretch in stretches(self.matrix, self.pieces()):
             yield partial(fill, filling=self, stretch=stretch)
 
 
@@ -200,7 +206,7 @@ def _fill_int8_columns(readers: Readers, filling: Filling) -> int:
         _copy(values, piece, targets)
         _copy(scale, replace(piece, rows=(0, 1)), scale_targets)
 
-    return _read(readers, filling, filling.pieces, look) + _read(readers, filling, filling.pieces, take)
+    return _read(readers, filling, filling.pieces(), look) + _read(readers, filling, filling.pieces(), take)
 
 
 def _read(

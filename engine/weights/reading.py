@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from engine.errors import UnsupportedCheckpoint
 from engine.families.documents import File
-from engine.weights import safetensors
 from engine.weights.safetensors import NUMBERS, StoredTensor, read_numbers
 
 STRETCH_BYTES = 32 << 20
@@ -44,30 +43,48 @@ class Rectangle:
         return (self.rows[1] - self.rows[0]) * (self.columns[1] - self.columns[0])
 
 
-def pieces(
-    matrix: Matrix, wanted: Sequence[Rectangle], skipped_bytes: int, whole_rows: bool = False
-) -> list[Rectangle]:
-    """What is read, in the order of the file: all that is wanted, in pieces of at most PIECE_NUMBERS.
+@dataclass(frozen=True)
+class Band:
+    """Rows of which the same is read."""
+
+    rows: Range
+    spans: tuple[Range, ...]
+    """Of columns."""
+
+    @property
+    def size(self) -> int:
+        return (self.rows[1] - self.rows[0]) * sum(stop - start for start, stop in self.spans)
+
+
+def bands(matrix: Matrix, wanted: Sequence[Rectangle], skipped_bytes: int) -> list[Band]:
+    """What is read, in the order of the file. Rows that nobody wants are not.
 
     Args:
-      skipped_bytes: the narrowest gap in a row that is not read over. Rows that nobody wants are never read.
-      whole_rows: pieces are of at least a row.
+      skipped_bytes: the narrowest gap in a row that is not read over.
     """
-    most = max(safetensors.PIECE_NUMBERS, matrix.columns if whole_rows else 0)
-    found = []
-    for rows, spans in _bands(matrix, wanted, skipped_bytes):
-        widest = max(stop - start for start, stop in spans)
-        rows_each = max(1, most // widest)
-        for row in range(rows[0], rows[1], rows_each):
-            for start, stop in spans:
-                found += [
-                    Rectangle((row, min(row + rows_each, rows[1])), (column, min(column + most, stop)))
-                    for column in range(start, stop, most)
-                ]
+    edges = sorted({edge for rectangle in wanted for edge in rectangle.rows})
+    found: list[Band] = []
+    for rows in pairwise(edges):
+        columns = [one.columns for one in wanted if one.rows[0] <= rows[0] and rows[1] <= one.rows[1]]
+        spans = _spans(matrix, columns, skipped_bytes)
+        if found and found[-1].rows[1] == rows[0] and found[-1].spans == spans:
+            rows = (found.pop().rows[0], rows[1])  # pieces need not end where a chip's rows do
+        if spans:
+            found.append(Band(rows, spans))
     return found
 
 
-def stretches(matrix: Matrix, cut: Sequence[Rectangle]) -> Iterator[list[Rectangle]]:
+def pieces(bands: Iterable[Band], most: int) -> Iterator[Rectangle]:
+    """The same in pieces of at most so many numbers."""
+    for band in bands:
+        rows_each = max(1, most // max(stop - start for start, stop in band.spans))
+        for row in range(*band.rows, rows_each):
+            for start, stop in band.spans:
+                for column in range(start, stop, most):
+                    yield Rectangle((row, min(row + rows_each, band.rows[1])), (column, min(column + most, stop)))
+
+
+def stretches(matrix: Matrix, cut: Iterable[Rectangle]) -> Iterator[list[Rectangle]]:
     """Pieces in runs of about STRETCH_BYTES."""
     bytes_each = NUMBERS[matrix.tensor.dtype].itemsize
     stretch: list[Rectangle] = []
@@ -107,25 +124,7 @@ def check_finite(numbers: np.ndarray, tensor: StoredTensor) -> None:
             )
 
 
-def _bands(matrix: Matrix, wanted: Sequence[Rectangle], skipped_bytes: int) -> Iterator[tuple[Range, list[Range]]]:
-    """Ranges of rows, and the ranges of columns that are read of each of them."""
-    edges = sorted({edge for rectangle in wanted for edge in rectangle.rows})
-    bands = []
-    for rows in pairwise(edges):
-        columns = [one.columns for one in wanted if one.rows[0] <= rows[0] and rows[1] <= one.rows[1]]
-        spans = _spans(matrix, columns, skipped_bytes)
-        if spans:
-            bands.append((rows, spans))
-    # Neighbours that are read alike are read together: pieces need not end where a chip's rows do.
-    joined: list[tuple[Range, list[Range]]] = []
-    for rows, spans in bands:
-        if joined and joined[-1][0][1] == rows[0] and joined[-1][1] == spans:
-            rows = (joined.pop()[0][0], rows[1])
-        joined.append((rows, spans))
-    yield from joined
-
-
-def _spans(matrix: Matrix, wanted: Sequence[Range], skipped_bytes: int) -> list[Range]:
+def _spans(matrix: Matrix, wanted: Sequence[Range], skipped_bytes: int) -> tuple[Range, ...]:
     """The ranges of columns that are read to have the wanted ones."""
     least = max(1, skipped_bytes // NUMBERS[matrix.tensor.dtype].itemsize)
     spans: list[Range] = []
@@ -135,5 +134,5 @@ def _spans(matrix: Matrix, wanted: Sequence[Range], skipped_bytes: int) -> list[
         else:
             spans.append((start, stop))
     if len(spans) == 1 and matrix.columns - (spans[0][1] - spans[0][0]) < least:  # from one row to the next
-        return [(0, matrix.columns)]
-    return spans
+        return ((0, matrix.columns),)
+    return tuple(spans)
