@@ -14,6 +14,7 @@ from engine.errors import NoFeasiblePlan
 _GIB = 2.0**30
 _BOOK = "How to Scale Your Model (jax-ml/scaling-book), the tables of its chapters on TPUs and GPUs"
 _CLOUD = "Google Cloud documentation, docs.cloud.google.com/tpu/docs/"
+_FILLED = "fitted to the peaks of decode programs of libtpu 0.0.42.1 (tests/engine/planning/test_memory.py)"
 _LIMIT = "libtpu 0.0.42.1: what it says is available when it refuses a program"
 
 
@@ -38,6 +39,8 @@ class Chip:
     """Between the host's memory and a chip's."""
     compiler_hbm_bytes: float | None = None
     """What the TPU compiler lets one program use on one device."""
+    filled_on_chip_bytes: int = 0
+    """What decode programs fill of a device's on-chip memory with weights and temporaries; the compiler counts it."""
     devices: int = 1
     """As how many the chip shows itself to jax. Each has this part of the memory and of the rates."""
     pod: tuple[int, ...] = ()
@@ -92,8 +95,13 @@ _ALL = (
         network_bytes_per_second=6.25e9,
         host_bytes_per_second=1.6e10,
         source=_BOOK,
-        other_sources={"hbm_bytes": _CLOUD + "v4; Pope et al. 2022, section 4", "compiler_hbm_bytes": _LIMIT},
+        other_sources={
+            "hbm_bytes": _CLOUD + "v4; Pope et al. 2022, section 4",
+            "compiler_hbm_bytes": _LIMIT,
+            "filled_on_chip_bytes": _FILLED,
+        },
         compiler_hbm_bytes=30.75 * _GIB,
+        filled_on_chip_bytes=96 * 2**20,
         pod=(16, 16, 16),
         host=(2, 2, 1),
         wraps_every=4,
@@ -108,8 +116,9 @@ _ALL = (
         network_bytes_per_second=3.125e9,
         host_bytes_per_second=1.6e10,
         source=_BOOK,
-        other_sources={"compiler_hbm_bytes": _LIMIT},
+        other_sources={"compiler_hbm_bytes": _LIMIT, "filled_on_chip_bytes": _FILLED},
         compiler_hbm_bytes=15.75 * _GIB,
+        filled_on_chip_bytes=112 * 2**20,
         pod=(16, 16),
         host=(4, 2),
         wraps_every=16,
@@ -124,8 +133,9 @@ _ALL = (
         network_bytes_per_second=6.25e9,
         host_bytes_per_second=1.6e10,
         source=_BOOK,
-        other_sources={"compiler_hbm_bytes": _LIMIT},
+        other_sources={"compiler_hbm_bytes": _LIMIT, "filled_on_chip_bytes": _FILLED},
         compiler_hbm_bytes=95.74 * _GIB,
+        filled_on_chip_bytes=34 * 2**20,
         pod=(16, 20, 28),
         host=(2, 2, 1),
         wraps_every=4,
@@ -140,8 +150,9 @@ _ALL = (
         network_bytes_per_second=12.5e9,
         host_bytes_per_second=3.2e10,
         source=_BOOK,
-        other_sources={"compiler_hbm_bytes": _LIMIT},
+        other_sources={"compiler_hbm_bytes": _LIMIT, "filled_on_chip_bytes": _FILLED},
         compiler_hbm_bytes=31.25 * _GIB,
+        filled_on_chip_bytes=94 * 2**20,
         pod=(16, 16),
         host=(4, 2),
         wraps_every=16,
