@@ -7,6 +7,8 @@ this thread.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
 import threading
 import time
@@ -19,13 +21,15 @@ import numpy as np
 from engine.cache.pages import NULL_PAGE, page_bytes
 from engine.compilation.options import DecodeOptions, choose_options
 from engine.compilation.placement import Placement
-from engine.errors import EngineClosed, EngineError, NoFeasiblePlan, OutOfMemory, RequestError
-from engine.families import Open, open_local, read_config
-from engine.layout import Layouts
+from engine.errors import EngineClosed, EngineError, OutOfMemory, RequestError
+from engine.families import Open, open_local
 from engine.model.config import ModelConfig
 from engine.model.params import Params
 from engine.runtime.batcher import Batcher, Group, PrefillRow, Sample, Scoring
 from engine.runtime.executor import Executor
+from engine.runtime.hosts import Hosts
+from engine.runtime.leader import Followers, LeadingExecutor
+from engine.runtime.loading import Loaded, ModelAsked, check_hosts
 from engine.runtime.request import (
     GenerateRequest,
     Generation,
@@ -35,8 +39,6 @@ from engine.runtime.request import (
 )
 from engine.runtime.slot_table import SlotTable, put_pages
 from engine.steps.decode import LENGTH, RUNNING, STOP_TOKEN, Generated
-from engine.weights.load import load_params
-from engine.weights.shards import Shards
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +54,17 @@ class Engine:
         placement: Placement | ModelConfig,
         options: DecodeOptions,
         eos_tokens: tuple[int, ...] = (),
+        followers: Followers | None = None,
     ) -> None:
         """Takes parameters that are where the placement has them. Most callers want `Engine.load`."""
         if isinstance(placement, ModelConfig):
             placement = Placement(placement)
         self.config = placement.config
         self.options = options
-        self._programs = Executor(params, placement, options, eos_tokens)
+        if followers is None:
+            self._programs = Executor(params, placement, options, eos_tokens)
+        else:
+            self._programs = LeadingExecutor(params, placement, options, eos_tokens, followers)
         self._batcher = Batcher(options)
         self._slots = SlotTable(options, self.config.vocab)
         self._counters = dict.fromkeys(_COUNTERS, 0) | {"device_seconds": 0.0}
@@ -67,6 +73,9 @@ class Engine:
         self._stopped: EngineError | None = None
         self._thread = threading.Thread(target=self._run, name="penstock-device", daemon=True)
         self._thread.start()
+        if followers:
+            followers.watch(self._stop)
+            atexit.register(self.close)  # before jax's own, which waits for the followers
 
     @classmethod
     def load(
@@ -82,6 +91,7 @@ class Engine:
         decode: tuple[str | None, str | None] | None = None,
         slots: int | None = None,
         max_length: int | None = None,
+        hosts: Hosts | None = None,
     ) -> Engine:
         """Loads a Hugging Face checkpoint directory (config.json and *.safetensors).
 
@@ -98,47 +108,27 @@ class Engine:
           slots: samples decoded at the same time; chosen if not given.
           max_length: tokens of the longest request, prompt and answer together; what the model and memory allow if not
             given.
+          hosts: the processes that hold the model together. This one leads; the others call
+            engine.runtime.follower.follow. Waits for them. In a process that has not used its devices before.
 
         Raises:
           UnsupportedCheckpoint: the files are damaged or describe a model that would not be computed exactly.
-          NoFeasiblePlan: mesh, layouts, slots or max_length cannot be had.
+          NoFeasiblePlan: mesh, layouts, slots, max_length or hosts cannot be had.
+          HostLost: another process did not come, or is gone.
         """
-        facts = read_config(checkpoint, open)
-        layouts = Layouts.asked(facts.model.kv_heads, mesh, prefill, decode)
-        placement = Placement.on_devices(facts.model, layouts)
-        device = jax.local_devices()[0]
-        if dtype == "auto":
-            dtype = "bfloat16" if device.platform != "cpu" and facts.dtype == "bfloat16" else "float32"
-        for name, value, possible in (
-            ("dtype", dtype, ("auto", "float32", "bfloat16")),
-            ("weights", weights, ("auto", "int8")),
-            ("kv", kv, ("auto", "int8")),
-        ):
-            if value not in possible:
-                raise NoFeasiblePlan(f"{name} must be one of {', '.join(possible)}; got {value!r}")
-        kv_dtype = dtype if kv == "auto" else kv
-        params = load_params(
-            checkpoint,
-            facts.model,
-            open=open,
-            dtype=dtype,
-            weights="int8" if weights == "int8" else None,
-            held=placement.held,
-            to=Shards(placement.param_sharding) if placement.mesh else None,
-            place=lambda _, array: jax.device_put(array, device),
-        )
-        options = choose_options(
-            platform=device.platform,
-            context_tokens=facts.model.context_tokens,
-            page_bytes_per_token=page_bytes(facts.model, 1, kv_dtype, placement.decode.cache_kv_heads),
-            cache_budget_bytes=_cache_budget_bytes(device, params),
-            slots=slots,
-            max_length=max_length,
-            kv_dtype=kv_dtype,
-            layouts=layouts,
-        )
-        logger.info("engine: %s on %s x %s, %s, %s", dtype, layouts.mesh, device, layouts, options)
-        return cls(params, placement, options, facts.eos_token_ids)
+        asked = ModelAsked(checkpoint, open, dtype, weights, kv, mesh, prefill, decode)
+        followers = Followers.gather(hosts, asked.terms()) if hosts else None
+        with followers.told_of_failure() if followers else contextlib.nullcontext():
+            loaded = asked.load()
+            if hosts:
+                check_hosts(loaded.placement)
+            return cls(
+                loaded.params,
+                loaded.placement,
+                _options(loaded, slots, max_length),
+                loaded.eos_tokens,
+                followers,
+            )
 
     @overload
     def submit(self, request: GenerateRequest) -> Future[list[Generation]]: ...
@@ -212,6 +202,7 @@ class Engine:
     # The device thread. Nothing below is called from another.
 
     def _run(self) -> None:
+        failure = None
         try:
             cache = self._programs.new_cache()
             while self._receive():
@@ -222,9 +213,11 @@ class Engine:
                 if self._batcher.running:
                     cache = self._decode(cache)
         except Exception as error:
-            logger.exception("the device thread stopped")
-            self._stop(_explain(error))
+            failure = _explain(error)
+            logger.log(logging.INFO if failure is error else logging.ERROR, "the device thread stopped", exc_info=True)
+            self._stop(failure)
         self._fail_everything()
+        self._programs.close(failure)
 
     def _receive(self) -> bool:
         """Takes what has arrived; waits while there is nothing to do. False when the engine is to stop."""
@@ -375,6 +368,23 @@ class _DeviceTime:
 
     def __exit__(self, *_: object) -> None:
         self._counters["device_seconds"] += time.perf_counter() - self._start
+
+
+def _options(loaded: Loaded, slots: int | None, max_length: int | None) -> DecodeOptions:
+    config, decode = loaded.placement.config, loaded.placement.decode
+    options = choose_options(
+        platform=loaded.device.platform,
+        context_tokens=config.context_tokens,
+        page_bytes_per_token=page_bytes(config, 1, loaded.kv_dtype, decode.cache_kv_heads),
+        cache_budget_bytes=_cache_budget_bytes(loaded.device, loaded.params),
+        slots=slots,
+        max_length=max_length,
+        kv_dtype=loaded.kv_dtype,
+        layouts=loaded.placement.layouts,
+    )
+    layouts = loaded.placement.layouts
+    logger.info("engine: %s on %s x %s, %s, %s", loaded.dtype, layouts.mesh, loaded.device, layouts, options)
+    return options
 
 
 def _cache_budget_bytes(device: jax.Device, params: Params) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from engine.cache.pages import NULL_PAGE, PagedCache
@@ -72,6 +73,9 @@ class Executor:
         """Log-probabilities and greedy flags of the next token at every position of `tokens` [rows, bucket]."""
         return self._run(self._programs.score(*tokens.shape), self._params, tokens)
 
+    def close(self, failure: Exception | None = None) -> None:
+        """No more calls will come. A `failure` is why, if that was not the plan."""
+
     def _run(self, program: Program, *args: Any) -> Any:
         if self._placement.mesh is not None:
             args = tuple(self._placed(arg, spec) for arg, spec in zip(args, program.in_specs, strict=True))
@@ -86,4 +90,13 @@ class Executor:
         if not isinstance(spec, P):
             return arg
         sharding = self._placement.sharding(spec)
-        return jax.tree.map(lambda x: jax.device_put(x, sharding) if isinstance(x, np.ndarray | np.generic) else x, arg)
+        assert sharding is not None
+        return jax.tree.map(lambda x: _global(x, sharding) if isinstance(x, np.ndarray | np.generic) else x, arg)
+
+
+def _global(array: np.ndarray | np.generic, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    # Every process has the whole array; device_put would send it round to check that it is the same.
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
