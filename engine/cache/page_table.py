@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 class PagePool:
-    """Pages 1 .. pages - 1 with reference counts; page 0, the null page, is never handed out."""
+    """Pages with reference counts."""
 
     def __init__(self, pages: int) -> None:
-        self._free = list(range(pages - 1, 0, -1))
+        self._free = list(range(pages - 1, -1, -1))
         self._holders = [0] * pages
 
     @property

@@ -1,9 +1,12 @@
 """The KV cache on the device: one pool of pages a layer, each page the keys or values of `page_tokens` positions.
 
 A slot's context is a list of pages (its row of the page table), so memory is shared by what requests need and not cut
-into equal slots of the longest length, and samples of one prompt can hold the same pages. Page 0 is nobody's: writes
-that must go nowhere go there. Every function takes the cache and gives it back; programs donate it, so updates happen
-in place.
+into equal slots of the longest length, and samples of one prompt can hold the same pages. Where there is memory for
+that, a cache can be contiguous instead: pages as long as the longest sequence, page s being slot s's; what is written
+is written by the same functions, and attention reads it as it lies (engine/model/contiguous_attention.py).
+
+Every function takes the cache and gives it back; programs donate it, so updates happen in place. What is to go to the
+null page goes nowhere.
 
 A pool is an array, or in int8 a `Quantized` one with a scale for each position of each head. A position is quantised
 once, when it is written, from its own numbers alone; so int8, too, gives a slot the same results whatever is beside it
@@ -26,7 +29,7 @@ from jaxtyping import Array, Float, Int
 from engine.model.config import ModelConfig
 from engine.model.quantized import Quantized, quantize
 
-NULL_PAGE = 0
+NULL_PAGE = -1
 
 Pool = Array | Quantized
 """[pages, kv_heads, page_tokens, head_dim]; the scales of an int8 pool are [pages, kv_heads, page_tokens]."""
@@ -87,10 +90,12 @@ def append(
     def write(pool: Array, update: Array) -> Array:
         # Single rows, each of one head: with a window over heads a TPU would lay an int8 pool out anew, and back.
         heads = pool.shape[1]
-        rows = pages[:, None] * heads + jnp.arange(heads)[None]
+        first = jnp.where(pages == NULL_PAGE, pool.shape[0], pages) * heads  # beyond the end: dropped
+        rows = first[:, None] + jnp.arange(heads)[None]
         by_head = pool.reshape(-1, *pool.shape[2:])
         flat = update.reshape(-1, *update.shape[2:])
-        return by_head.at[rows.reshape(-1), jnp.repeat(offsets, heads)].set(flat).reshape(pool.shape)
+        by_head = by_head.at[rows.reshape(-1), jnp.repeat(offsets, heads)].set(flat, mode="drop")
+        return by_head.reshape(pool.shape)
 
     def written(pools: list[Pool], update: Array) -> list[Pool]:
         return [*pools[:layer], _both(write, pools[layer], update), *pools[layer + 1 :]]
@@ -104,16 +109,20 @@ def insert(
     values: list[Any],  # the same
     pages: Int[Array, "rows blocks"],
 ) -> PagedCache:
-    """Writes prefilled rows into pages: block b of row r goes to `pages[r, b]`, the null page where it is padding."""
+    """Writes prefilled rows into pages: block b of row r goes to `pages[r, b]`, a block being as long as a page."""
     rows, blocks = pages.shape
-    length = min(cache.page_tokens, keys[0].shape[1])  # a bucket shorter than a page fills a part of one
+    length = min(cache.page_tokens, keys[0].shape[1])  # a row shorter than a page fills a part of one
 
     def write(pool: Array, update: Array) -> Array:
-        by_block = jnp.swapaxes(update.reshape(rows * blocks, length, *update.shape[2:]), 1, 2)
+        held = update[:, : blocks * length].reshape(rows * blocks, length, *update.shape[2:])
+        by_block = jnp.swapaxes(held, 1, 2)
 
         def one(index: Int[Array, ""], pool: Array) -> Array:
+            page = pages.reshape(-1)[index]
+            start = (jnp.maximum(page, 0), *(0,) * (pool.ndim - 1))
             piece = lax.dynamic_index_in_dim(by_block, index)
-            return lax.dynamic_update_slice(pool, piece, (pages.reshape(-1)[index], *(0,) * (pool.ndim - 1)))
+            there = lax.dynamic_slice(pool, start, piece.shape)
+            return lax.dynamic_update_slice(pool, jnp.where(page == NULL_PAGE, there, piece), start)
 
         return lax.fori_loop(0, rows * blocks, one, pool)
 
@@ -124,8 +133,16 @@ def insert(
 
 
 def copy(cache: PagedCache, source: Int[Array, " copies"], target: Int[Array, " copies"]) -> PagedCache:
-    """Copies whole pages; null to null where there are fewer copies than the program has room for."""
-    return jax.tree.map(lambda pool: pool.at[target].set(pool[source]), cache)
+    """Copies whole pages, one after another; where there are fewer than the program has room for, null ones follow."""
+
+    def one(index: Int[Array, ""], cache: PagedCache) -> PagedCache:
+        def write(pool: Array) -> Array:
+            page = lax.dynamic_index_in_dim(pool, source[index])
+            return lax.dynamic_update_slice(pool, page, (target[index], *(0,) * (pool.ndim - 1)))
+
+        return jax.tree.map(write, cache)
+
+    return lax.fori_loop(0, jnp.sum(target != NULL_PAGE), one, cache)
 
 
 def _both(write: Callable[[Array, Array], Array], pool: Pool, update: Pool) -> Pool:

@@ -97,7 +97,7 @@ def _programs(
         page_tokens=PAGE_TOKENS,
         chunk_steps=CHUNK_STEPS,
         prefill_tokens=slots * context_tokens,
-        loop_over_slots=False,
+        attention="contiguous",
         kv_dtype=kv,
         parts=parts,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from engine.cache.forms import Attention
 from engine.errors import NoFeasiblePlan
 from engine.layout import Layouts
 
@@ -54,14 +55,14 @@ class DecodeOptions:
     max_length: int
     """Tokens of the longest request, prompt and answer together."""
     pages: int
-    """Pages in each part of the cache, its null page included."""
+    """Pages in each part of the cache; a contiguous cache has one for each slot instead."""
     page_tokens: int
+    """Positions in a page, and, where sequences are split over chips, those that stay together."""
     chunk_steps: int
     """Most decode steps in one call of the program."""
     prefill_tokens: int
     """Tokens one prefill or score program holds, where a single row does not hold more."""
-    loop_over_slots: bool
-    """Attention and sampling walk the slots one by one (CPU) or take them together; see paged_attention and choose."""
+    attention: Attention
     kv_dtype: str = "float32"
     """Of the cache: float32, bfloat16 or int8."""
     parts: Parts = Parts()
@@ -75,6 +76,23 @@ class DecodeOptions:
     def blocks_per_slot(self) -> int:
         """Pages of the longest sequence; where sequences are split, they are the same number on every chip."""
         return _up_to(-(-self.max_length // self.page_tokens), self.parts.of_sequence)
+
+    @property
+    def pages_in_part(self) -> int:
+        """Pages in each part of the cache."""
+        return self.slot_rows // self.parts.of_slots if self.attention == "contiguous" else self.pages
+
+    @property
+    def positions_in_page(self) -> int:
+        """As allocated."""
+        longest = self.blocks_per_slot // self.parts.of_sequence * self.page_tokens
+        return longest if self.attention == "contiguous" else self.page_tokens
+
+    def pages_of(self, positions: int) -> int:
+        """Pages that a sequence of this many positions takes in each part of the cache that has any of it."""
+        if self.attention == "contiguous":
+            return 1
+        return -(-positions // (self.page_tokens * self.parts.of_sequence))
 
     @property
     def buckets(self) -> tuple[int, ...]:
@@ -117,6 +135,10 @@ def choose_options(
     The cache holds what all slots could need at the longest length, or `cache_budget_bytes` of each chip if that is
     less: slots then wait for pages. `page_bytes_per_token` is what a position takes on a chip that holds it. Raises
     NoFeasiblePlan when what was asked for cannot be.
+
+    On an accelerator the cache is contiguous if it fits for all slots: then no slot would gain by another's pages,
+    and reading the cache as it lies is the fastest. If not, pages let more samples run than would fit at full length.
+    On CPU work is what costs, so attention walks each slot's own pages.
     """
     parts = Parts.of(layouts) if layouts else Parts()
     cpu = platform == "cpu"
@@ -129,7 +151,7 @@ def choose_options(
         raise NoFeasiblePlan(
             f"engine.max_length must be between 2 and the model's context of {context_tokens} tokens; got {max_length}"
         )
-    most_pages = cache_budget_bytes // (page_bytes_per_token * page_tokens) - 2  # the null page and one to spare
+    most_pages = cache_budget_bytes // (page_bytes_per_token * page_tokens) - 1  # one to spare
     longest = min(max_length or context_tokens, most_pages * page_tokens * parts.of_sequence)
     if longest < (max_length or 2):
         raise NoFeasiblePlan(
@@ -138,17 +160,19 @@ def choose_options(
         )
     blocks = -(-longest // page_tokens)
     wanted = -(-slots // parts.of_slots) * -(-blocks // parts.of_sequence)
-    return DecodeOptions(
+    options = DecodeOptions(
         slots=slots,
         max_length=longest,
-        pages=min(wanted, most_pages) + 2,
+        pages=min(wanted, most_pages) + 1,
         page_tokens=page_tokens,
         chunk_steps=16 if cpu else 32,
         prefill_tokens=256 if cpu else 8192,
-        loop_over_slots=cpu,
+        attention="loop" if cpu else "contiguous",
         kv_dtype=kv_dtype,
         parts=parts,
     )
+    cache_bytes = options.pages_in_part * options.positions_in_page * page_bytes_per_token
+    return options if cache_bytes <= cache_budget_bytes else replace(options, attention="paged")
 
 
 def _up_to(size: int, multiple: int) -> int:

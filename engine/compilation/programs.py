@@ -67,9 +67,9 @@ class ProgramSet:
         def program() -> Any:
             return pages.allocate(
                 config.layers,
-                self.options.pages,
+                self.options.pages_in_part,
                 model.cache_kv_heads,
-                self.options.page_tokens,
+                self.options.positions_in_page,
                 config.head_dim,
                 self.options.kv_dtype,
             )
@@ -123,7 +123,8 @@ class ProgramSet:
                 self.eos_tokens,
                 enough,
                 options.chunk_steps,
-                options.loop_over_slots,
+                options.attention,
+                options.page_tokens,
             )
 
         spec = self.placement.cache_spec

@@ -36,7 +36,7 @@ class Partial(NamedTuple):
     weighted: Float[Array, "*batch kv_heads queries head_dim"]
 
 
-class _Logits(NamedTuple):
+class Logits(NamedTuple):
     """How queries and keys become logits."""
 
     scale: float
@@ -55,18 +55,20 @@ class _Logits(NamedTuple):
         return logits if self.softcap is None else self.softcap * jnp.tanh(logits / self.softcap)
 
 
-def _nothing(*shape: int) -> Partial:
+def nothing(*shape: int) -> Partial:
+    """Over no block yet; the shape is that of `weighted`."""
     *lead, _ = shape
     return Partial(jnp.full(lead, _MASKED, jnp.float32), jnp.zeros(lead, jnp.float32), jnp.zeros(shape, jnp.float32))
 
 
-def _add_block(
+def add_block(
     partial: Partial,
     logits: Float[Array, "*batch kv_heads queries block"],
     values: Float[Array, "*batch kv_heads block head_dim"] | Quantized,
     visible: Bool[Array, "..."],  # broadcastable to [*batch, kv_heads, queries, block], of that rank
     dtype: jnp.dtype,  # in which weights and values are multiplied
 ) -> Partial:
+    """The attention so far and one block more."""
     logits = jnp.where(visible, logits, _MASKED)
     maximum = jnp.maximum(partial.maximum, logits.max(-1))
     weights = jnp.where(visible, jnp.exp(logits - maximum[..., None]), 0.0)
@@ -125,7 +127,7 @@ def causal_attention(
     _, seq, heads, head_dim = queries.shape
     kv_seq, kv_heads = keys.shape[1:3]
     group = heads // kv_heads
-    logits = _Logits(head_dim**-0.5 if scale is None else scale, softcap)
+    logits = Logits(head_dim**-0.5 if scale is None else scale, softcap)
     query_block, key_block = block_tokens(seq), block_tokens(kv_seq)
     query_offsets, key_offsets = jnp.arange(query_block), jnp.arange(key_block)
 
@@ -141,15 +143,15 @@ def causal_attention(
 
             def add(at: Int[Array, ""], partial: Partial) -> Partial:
                 k, v = (lax.dynamic_slice_in_dim(x, at * key_block, key_block, axis=1) for x in by_head[1:])
-                visible = _visible((at * key_block + key_offsets)[None, :], position[:, None], window)
-                return _add_block(partial, logits.of(q, k), v, visible[None], q.dtype)
+                visible = visible_to((at * key_block + key_offsets)[None, :], position[:, None], window)
+                return add_block(partial, logits.of(q, k), v, visible[None], q.dtype)
 
             last = (start + query_block - 1) // key_block
             partial = lax.fori_loop(
                 _first_block(start, window, key_block),
                 last + 1,
                 add,
-                _nothing(kv_heads, group * query_block, head_dim),
+                nothing(kv_heads, group * query_block, head_dim),
             )
             return finish(partial).astype(queries.dtype)
 
@@ -217,7 +219,7 @@ def paged_attention_partial(
     slots, heads, head_dim = queries.shape
     _, kv_heads, page_tokens, _ = key_pages.shape
     grouped = queries.reshape(slots, kv_heads, heads // kv_heads, head_dim)
-    logits = _Logits(head_dim**-0.5 if scale is None else scale, softcap)
+    logits = Logits(head_dim**-0.5 if scale is None else scale, softcap)
     offsets = jnp.arange(page_tokens)
     pools = (key_pages, value_pages)
 
@@ -230,16 +232,16 @@ def paged_attention_partial(
     ends = own_blocks_before((lengths + page_tokens - 1) // page_tokens)
 
     def keys_seen(block: Int[Array, ""], length: Int[Array, ""]) -> Bool[Array, " page_tokens"]:
-        return _visible((first_block + block * block_stride) * page_tokens + offsets, length - 1, window)
+        return visible_to((first_block + block * block_stride) * page_tokens + offsets, length - 1, window)
 
     def one_slot(slot: tuple[Array, Array, Array, Array, Array]) -> Partial:
         q, pages, length, begin, end = slot
 
         def add(at: Int[Array, ""], partial: Partial) -> Partial:
             k, v = jax.tree.map(lambda pool: lax.dynamic_index_in_dim(pool, pages[at], keepdims=False), pools)
-            return _add_block(partial, logits.of(q, k), v, keys_seen(at, length)[None, None], q.dtype)
+            return add_block(partial, logits.of(q, k), v, keys_seen(at, length)[None, None], q.dtype)
 
-        return lax.fori_loop(begin, end, add, _nothing(*q.shape))
+        return lax.fori_loop(begin, end, add, nothing(*q.shape))
 
     def all_slots() -> Partial:
         def add(step: Int[Array, ""], partial: Partial) -> Partial:
@@ -251,14 +253,14 @@ def paged_attention_partial(
                 pages = jnp.take_along_axis(table, block[:, None], axis=1, mode="clip")[:, 0]
             visible = jax.vmap(keys_seen)(block, lengths)[:, None, None]
             k, v = jax.tree.map(lambda pool: pool[pages], pools)
-            return _add_block(partial, logits.of(grouped, k), v, visible, grouped.dtype)
+            return add_block(partial, logits.of(grouped, k), v, visible, grouped.dtype)
 
-        return lax.fori_loop(0, (ends - begins).max(), add, _nothing(*grouped.shape))
+        return lax.fori_loop(0, (ends - begins).max(), add, nothing(*grouped.shape))
 
     return lax.map(one_slot, (grouped, table, lengths, begins, ends)) if loop_over_slots else all_slots()
 
 
-def _visible(key: Int[Array, "..."], query: Int[Array, "..."], window: int | None) -> Bool[Array, "..."]:
+def visible_to(key: Int[Array, "..."], query: Int[Array, "..."], window: int | None) -> Bool[Array, "..."]:
     """Whether a query sees a key, by their positions."""
     return key <= query if window is None else (key <= query) & (key > query - window)
 

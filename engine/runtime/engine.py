@@ -261,7 +261,7 @@ class Engine:
         """Tokens [rows, bucket] and the table of their pages; see Executor.prefill_into."""
         count, page_parts = self.options.rows(bucket), self.options.parts.of_sequence
         rows_of_part = count // len(by_part)
-        blocks = -(-bucket // (self.options.page_tokens * page_parts))
+        blocks = self.options.pages_of(bucket)
         shape = (len(by_part), rows_of_part, blocks) if page_parts == 1 else (page_parts, count, blocks)
         tokens, table = np.zeros((count, bucket), np.int32), np.full(shape, NULL_PAGE, np.int32)
         for part, rows in enumerate(by_part):

@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.cache.pages import NULL_PAGE
 from engine.compilation.options import MAX_STOP_TOKEN_IDS, DecodeOptions
-from engine.runtime.batcher import Sample
+from engine.runtime.group import Sample
 from engine.steps.decode import LENGTH, RUNNING, Slots, empty_slots
 
 
@@ -20,10 +20,9 @@ class SlotTable:
     def __init__(self, options: DecodeOptions, vocab: int) -> None:
         self._vocab = vocab
         self._page_parts = options.parts.of_sequence
-        parts = options.parts.of_slots
-        by_slot = (parts, options.slot_rows // parts, options.blocks_per_slot)
-        by_page = (self._page_parts, options.slot_rows, options.blocks_per_slot // self._page_parts)
-        self.pages = np.full(by_page if self._page_parts > 1 else by_slot, NULL_PAGE, np.int32)
+        parts = self._page_parts if self._page_parts > 1 else options.parts.of_slots
+        rows = options.slot_rows if self._page_parts > 1 else options.slot_rows // parts
+        self.pages = np.full((parts, rows, options.pages_of(options.max_length)), NULL_PAGE, np.int32)
         """[parts of the cache, rows of a part, blocks]: of a slot in its part, or every n-th block in each."""
         self.state = empty_slots(options.slot_rows, MAX_STOP_TOKEN_IDS)
 

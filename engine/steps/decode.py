@@ -6,7 +6,9 @@ chunk of steps runs as one program and returns early when enough slots have fini
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +17,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from engine.cache import pages
+from engine.cache.forms import Attention
 from engine.cache.pages import NULL_PAGE, PagedCache
 from engine.collectives import all_gather, all_to_all, index, shard
-from engine.model.attention import finish, merge_partials, paged_attention, paged_attention_partial
+from engine.model.attention import Partial, finish, merge_partials, paged_attention_partial
 from engine.model.attention_projections import own_kv_heads
+from engine.model.contiguous_attention import contiguous_attention_partial
 from engine.model.decoder import hidden_states, logits
 from engine.model.params import Params
 from engine.model.partition import Partition
@@ -94,13 +98,16 @@ def decode(
     eos_tokens: tuple[int, ...],
     enough_finished: Int[Array, ""],
     steps: int,
-    loop_over_slots: bool,
+    attention: Attention,
+    page_tokens: int,
 ) -> tuple[PagedCache, Slots, Generated, Int[Array, ""]]:
     """Up to `steps` steps; ends sooner once `enough_finished` of the slots that ran have finished, or all have.
 
     Returns the cache, the slots, the tokens, and how many steps ran. Every chip knows all slots; of the cache and the
-    page table it has its own part: the rows of its slots, or of all slots and every n-th page.
+    page table it has its own part: the rows of its slots, or of all slots and every n-th page. Sequences are cut into
+    pages of `page_tokens`; those of a contiguous cache hold many of them, and the table is not looked at.
     """
+    loop_over_slots = attention == "loop"
     count = slots.token.shape[0]
     everywhere = model.layout.everything
     top = min(TOP_LOGPROBS, model.config.vocab)
@@ -123,7 +130,7 @@ def decode(
         state: tuple[PagedCache, Slots, Generated, Int[Array, ""]],
     ) -> tuple[PagedCache, Slots, Generated, Int[Array, ""]]:
         cache, slots, out, step = state
-        cache, raw = _logits(params, model, cache, table[0], slots, loop_over_slots)
+        cache, raw = _logits(params, model, cache, table[0], slots, attention, page_tokens)
         generated, length = (shard(x, everywhere) for x in (slots.generated, slots.length))
         allowed = ~ends | (generated + 1 > own.min_tokens)[:, None]
         token = choose(raw, own.rules, length + 1, allowed, loop_over_slots)
@@ -154,7 +161,8 @@ def _logits(
     cache: PagedCache,
     table: Int[Array, "rows blocks"],
     slots: Slots,
-    loop_over_slots: bool,
+    attention: Attention,
+    page_tokens: int,
 ) -> tuple[PagedCache, Float[Array, "own_slots vocab"]]:
     """Puts every running slot's token into the cache and returns the logits of what follows it, each chip of its slots.
 
@@ -164,29 +172,35 @@ def _logits(
     over_sequence = layout.attention_sequence
     parts, part = layout.mesh.size(over_sequence), index(over_sequence)
     length, running = (shard(x, layout.attention_rows) for x in (slots.length, slots.finish == RUNNING))
-    block = length // cache.page_tokens
-    at = jnp.minimum(block // parts, table.shape[1] - 1)
-    page = jnp.take_along_axis(table, at[:, None], axis=1)[:, 0]
-    page = jnp.where(running & (block % parts == part), page, NULL_PAGE)
-    offset = length % cache.page_tokens
     lengths = jnp.where(running, length + 1, 0)
+    block = length // page_tokens
+    at, offset = block // parts, length % page_tokens
+    attend_to: Callable[..., Partial]
+    if attention == "contiguous":
+        page, offset = jnp.arange(length.shape[0]), at * page_tokens + offset
+        attend_to = partial(contiguous_attention_partial, lengths=lengths, block_tokens=page_tokens)
+    else:
+        page = jnp.take_along_axis(table, jnp.minimum(at, table.shape[1] - 1)[:, None], axis=1)[:, 0]
+        attend_to = partial(paged_attention_partial, table=table, lengths=lengths, loop_over_slots=attention == "loop")
+    page = jnp.where(running & (block % parts == part), page, NULL_PAGE)
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         nonlocal cache
         q, k, v = (all_gather(x, over_sequence) for x in (q, k, v))
         k, v = (own_kv_heads(x, model, dim=1) for x in (k, v))
         cache = pages.append(cache, layer, k, v, page, offset)
-        how = {
-            "scale": config.attention_scale,
-            "softcap": config.attention_softcap,
-            "window": config.window(layer),
-        }
-        of_layer = (cache.keys[layer], cache.values[layer], table, lengths, loop_over_slots)
-        if not over_sequence:
-            return paged_attention(q, *of_layer, **how)
-        partial = paged_attention_partial(q, *of_layer, **how, first_block=part, block_stride=parts)
-        merged = finish(merge_partials(partial, over_sequence))  # [own slots, kv_heads, group, head_dim]
-        return merged.astype(q.dtype).reshape(-1, *q.shape[1:])
+        found = attend_to(
+            q,
+            cache.keys[layer],
+            cache.values[layer],
+            scale=config.attention_scale,
+            softcap=config.attention_softcap,
+            window=config.window(layer),
+            first_block=part,
+            block_stride=parts,
+        )
+        mixed = finish(merge_partials(found, over_sequence))  # [own slots, kv_heads, group, head_dim]
+        return mixed.astype(q.dtype).reshape(-1, *q.shape[1:])
 
     out = logits(params, model, hidden_states(params, model, slots.token, slots.length, attend))
     for axis in reversed(layout.rest_ffn):  # [tokens.E, vocab.F] -> [tokens.everything, vocab]

@@ -37,7 +37,7 @@ def random_params(config: ModelConfig = CONFIG, seed: int = 0, dtype: str = "flo
     return parameters.build(config, make)
 
 
-def options(**changes: int | bool) -> DecodeOptions:
+def options(**changes: int | str) -> DecodeOptions:
     chosen: dict = {
         "slots": 8,
         "max_length": 256,
@@ -45,12 +45,12 @@ def options(**changes: int | bool) -> DecodeOptions:
         "page_tokens": 16,
         "chunk_steps": 8,
         "prefill_tokens": 64,
-        "loop_over_slots": True,
+        "attention": "loop",
     }
     return DecodeOptions(**(chosen | changes))
 
 
-def tiny_engine(config: ModelConfig = CONFIG, seed: int = 0, eos: tuple[int, ...] = EOS, **changes: int) -> Engine:
+def tiny_engine(config: ModelConfig = CONFIG, seed: int = 0, eos: tuple[int, ...] = EOS, **changes: int | str) -> Engine:
     return Engine(random_params(config, seed), config, options(**changes), eos)
 
 

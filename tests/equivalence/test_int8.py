@@ -166,7 +166,7 @@ def on_chips(model: str, layouts: Layouts) -> list[Generation]:
         page_tokens=16,
         chunk_steps=8,
         prefill_tokens=64,
-        loop_over_slots=True,
+        attention="loop",
         kv_dtype="int8",
         parts=Parts.of(layouts),
     )

@@ -113,7 +113,7 @@ def run(model: str, layouts: Layouts) -> tuple[list[Any], list[Any]]:
     return generations, scores
 
 
-LOOP: dict[str, Any] = {"loop_over_slots": True}
+LOOP: dict[str, Any] = {"attention": "loop"}
 
 
 @cache

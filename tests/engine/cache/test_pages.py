@@ -64,7 +64,7 @@ def test_append_writes_one_position_of_one_layer(kv_heads: int, dtype: str) -> N
 def test_insert_writes_rows_block_by_block(seq: int, dtype: str) -> None:
     rows, blocks, kv_heads = 2, -(-seq // PAGE), 2
     keys, values = ([normal(rows, seq, kv_heads, HEAD_DIM) for _ in range(LAYERS)] for _ in range(2))
-    table = (RNG.permutation(PAGES - 1)[: rows * blocks].reshape(rows, blocks) + 1).astype(np.int32)
+    table = RNG.permutation(PAGES)[: rows * blocks].reshape(rows, blocks).astype(np.int32)
     cache = insert(empty(kv_heads, dtype), keys, values, table)
     length = min(seq, PAGE)
     for layer in range(LAYERS):
@@ -77,11 +77,37 @@ def test_insert_writes_rows_block_by_block(seq: int, dtype: str) -> None:
             assert not pool[np.setdiff1d(np.arange(PAGES), table)].any()
 
 
-def test_padding_goes_to_the_null_page() -> None:
-    table = np.array([[4, NULL_PAGE], [NULL_PAGE, NULL_PAGE]], np.int32)
-    updates = [normal(2, 2 * PAGE, 2, HEAD_DIM) for _ in range(LAYERS)]
-    pool = read(insert(empty(2, "int8"), updates, updates, table).keys[0])
-    assert not np.delete(pool, [4, NULL_PAGE], axis=0).any()
+def filled(dtype: str) -> PagedCache:
+    updates = [normal(PAGES, PAGE, 2, HEAD_DIM) for _ in range(LAYERS)]
+    return insert(empty(2, dtype), updates, updates[::-1], np.arange(PAGES, dtype=np.int32)[:, None])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_what_goes_to_the_null_page_goes_nowhere(dtype: str) -> None:
+    before = jax.tree.map(np.array, filled(dtype))
+    rows = [normal(2, 2 * PAGE, 2, HEAD_DIM) for _ in range(LAYERS)]
+    vectors = normal(SLOTS, 2, HEAD_DIM)
+    at = np.array([4, NULL_PAGE, NULL_PAGE, NULL_PAGE], np.int32)
+    for after in (
+        insert(filled_again(before), rows, rows, at.reshape(2, 2)),
+        append(filled_again(before), 0, vectors, vectors, at, np.array([2, 3, 0, 15], np.int32)),
+        copy(filled_again(before), at[[1, 2]], at[[1, 2]]),
+    ):
+        for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+            np.testing.assert_array_equal(np.delete(new, 4, axis=0), np.delete(old, 4, axis=0))
+
+
+def filled_again(saved: PagedCache) -> PagedCache:
+    return jax.tree.map(jnp.asarray, saved)
+
+
+@pytest.mark.parametrize("seq", [PAGE // 2, PAGE, 2 * PAGE])
+def test_a_row_and_one_page_for_it(seq: int) -> None:
+    """A contiguous cache: of a row that is padded beyond the longest sequence, what fits is kept."""
+    rows = [normal(2, seq, 2, HEAD_DIM) for _ in range(LAYERS)]
+    pool = read(insert(empty(2, "float32"), rows, rows, np.array([[3], [5]], np.int32)).keys[1])
+    for page, row in ((3, rows[1][0]), (5, rows[1][1])):
+        np.testing.assert_array_equal(pool[page, :, : min(seq, PAGE)], np.swapaxes(row[:PAGE], 0, 1))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])

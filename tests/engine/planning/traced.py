@@ -64,7 +64,7 @@ def _programs(config: ModelConfig, layouts: Layouts, slots: int, context: int, i
         page_tokens=_PAGE,
         chunk_steps=1,
         prefill_tokens=slots * context,
-        loop_over_slots=False,
+        attention="paged",
         kv_dtype="bfloat16",
         parts=parts,
     )

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from itertools import count
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.cache.forms import Attention
 from engine.compilation.options import DecodeOptions, Parts
-from engine.runtime.batcher import Batcher, Group, Scoring
+from engine.runtime.batcher import Batcher, Scoring
+from engine.runtime.group import Group, Sample
 from engine.runtime.request import GenerateRequest, Generation, Sampling, ScoreRequest
+from engine.runtime.slot_memory import OwnPages, SharedPages
 
 NUMBERS = count()  # no two prompts share a token, so a page shows whose it is
 GENERATION = Generation((1,), (0.0,), "length")
 
 
-def options(slots: int = 4, pages: int = 34, parts: Parts = Parts()) -> DecodeOptions:
+def options(slots: int = 4, pages: int = 34, parts: Parts = Parts(), attention: Attention = "loop") -> DecodeOptions:
     return DecodeOptions(
         slots=slots,
         max_length=64,
@@ -26,7 +30,7 @@ def options(slots: int = 4, pages: int = 34, parts: Parts = Parts()) -> DecodeOp
         page_tokens=8,
         chunk_steps=4,
         prefill_tokens=32,
-        loop_over_slots=True,
+        attention=attention,
         parts=parts,
     )
 
@@ -48,23 +52,46 @@ requests = st.tuples(st.integers(1, 60), st.integers(1, 64), st.integers(1, 6))
 PARTS = st.sampled_from(
     [Parts(), Parts(2, 2, 1, 2, 1), Parts(4, 4, 1, 4, 1), Parts(4, 1, 4, 1, 1), Parts(2, 1, 2, 1, 1)]
 )
-    [Parts(), Parts(2, 2, 1, 2, 1), Parts(4, 4, 1, 4, 1), Parts(4, 1, 4, 1, 1), Parts(2, 1, 2, 1, 1)]
-)
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.lists(requests, min_size=1, max_size=30), st.integers(1, 6), st.integers(0, 40), st.integers(0, 99), PARTS)
-def test_everything_finishes_and_nothing_is_promised_twice(asked, slots, spare_pages, seed, parts) -> None:
+@given(
+    st.lists(requests, min_size=1, max_size=30),
+    st.integers(1, 6),
+    st.integers(0, 40),
+    st.integers(0, 99),
+    PARTS,
+    st.sampled_from(["paged", "contiguous"]),
+)
+def test_everything_finishes_and_nothing_is_promised_twice(asked, slots, spare_pages, seed, parts, attention) -> None:
     """Any requests, any number of slots, any parts, down to the fewest pages the options can have."""
     random = Random(seed)
-    batcher = Batcher(options(slots, pages=8 // parts.of_sequence + 2 + spare_pages, parts=parts))
+    shape = options(slots, 8 // parts.of_sequence + 1 + spare_pages, parts, attention)
+    batcher = Batcher(shape)
+    contiguous = attention == "contiguous"
     groups = [group(*request) for request in asked]
     waiting = list(groups)
     contents: dict[tuple[int, int], tuple[int, ...]] = {}  # the prompt tokens each page of each part holds
 
     def placed(part: int, pages: Sequence[int]) -> list[tuple[int, int]]:
-        """(part of the cache, page) of a sequence's blocks."""
+        """(part of the cache, page) of a sequence's pages."""
         return [(part if parts.of_sequence == 1 else at % parts.of_sequence, page) for at, page in enumerate(pages)]
+
+    def pieces(prompt: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """What of a prompt is in each of its pages: a block of 8, or all blocks of a part."""
+        blocks = [prompt[at : at + 8] for at in range(0, len(prompt), 8)]
+        if not contiguous:
+            return blocks
+        return [sum(blocks[part :: parts.of_sequence], ()) for part in range(parts.of_sequence)]
+
+    def prompt_of(sample: Sample) -> tuple[int, ...]:
+        return sample.group.request.prompt[:-1]
+
+    def assert_prompts_are_whole(samples: Iterable[Sample]) -> None:
+        for sample in samples:
+            if prompt := prompt_of(sample):
+                for page, piece in zip(placed(sample.group.part, sample.pages), pieces(prompt), strict=False):
+                    assert contents.get(page, ())[: len(piece)] == piece, "a sample runs on pages without its prompt"
 
     while waiting or batcher.samples_waiting or batcher.running:
         for _ in range(random.randint(0, 3)):
@@ -75,29 +102,29 @@ def test_everything_finishes_and_nothing_is_promised_twice(asked, slots, spare_p
             assert len(by_part) == parts.of_slots
             assert any(by_part)
             for part, rows in enumerate(by_part):
-                assert len(rows) <= batcher._options.rows(bucket) // parts.of_slots
+                assert len(rows) <= shape.rows(bucket) // parts.of_slots
                 assert all(len(row.token_ids) <= bucket for row in rows)
                 for row in rows:
-                    for block, page in enumerate(placed(part, row.pages)):
-                        contents[page] = row.token_ids[block * 8 : block * 8 + 8]
+                    assert len(row.pages[:: parts.of_sequence]) <= shape.pages_of(bucket)
+                    contents.update(zip(placed(part, row.pages), pieces(row.token_ids), strict=True))
         for part, pairs in enumerate(admission.copies):
             for source, target in pairs:
                 contents[part, target] = contents[part, source]
         for sample in admission.samples:
-            prompt = sample.group.request.prompt[:-1]
-            pages = placed(sample.group.part, sample.pages[: -(-len(prompt) // 8)])
-            assert sum((contents[page] for page in pages), ()) == prompt, "a sample starts on pages without its prompt"
-            assert sample.slot // (batcher._options.slot_rows // parts.of_slots) == sample.group.part
+            assert sample.slot // (shape.slot_rows // parts.of_slots) == sample.group.part
+            if contiguous:
+                assert sample.pages == [sample.slot % (shape.slot_rows // parts.of_slots)] * parts.of_sequence
+        assert_prompts_are_whole(batcher.running.values())
         assert len(batcher.running) <= -(-slots // parts.of_slots) * parts.of_slots
         owners: dict[tuple[int, int], set[int]] = {}
         for sample in batcher.running.values():
-            positions = sample.group.prefilled + sample.group.max_tokens
-            assert len(sample.pages) == -(-positions // 8)
             pages = placed(sample.group.part, sample.pages)
             assert len(set(pages)) == len(pages)
-            shareable = pages[: sample.group.prefilled // 8]
+            assert all(0 <= page < shape.pages_in_part for _, page in pages)
+            if not contiguous:
+                assert len(pages) == -(-(sample.group.prefilled + sample.group.max_tokens) // 8)
+            shareable = [] if contiguous else pages[: sample.group.prefilled // 8]
             for page in pages:
-                assert page[1] != 0
                 owners.setdefault(page, set()).add(id(sample.group) if page in shareable else id(sample))
         assert all(len(owner) == 1 for owner in owners.values()), "a page that is written has two owners"
         if not waiting:
@@ -111,7 +138,12 @@ def test_everything_finishes_and_nothing_is_promised_twice(asked, slots, spare_p
 
 
 def assert_nothing_is_held(batcher: Batcher) -> None:
-    assert all(pool.free == batcher._options.pages - 1 for pool in batcher._pools)
+    memory = batcher._memory
+    if isinstance(memory, SharedPages):
+        assert all(pool.free == batcher._options.pages for pool in memory.pools)
+    else:
+        assert isinstance(memory, OwnPages)
+        assert not memory._running
     assert sum(map(len, batcher._free_slots)) == -(-batcher._options.slots // len(batcher._free_slots)) * len(
         batcher._free_slots
     )
@@ -154,8 +186,27 @@ def test_samples_share_full_prompt_pages_and_copy_the_last() -> None:
     assert later.copies == [[(source, later.samples[0].pages[2])]]
 
 
-def test_failing_a_request_frees_all_it_holds() -> None:
-    batcher = Batcher(options(slots=2))
+def test_with_a_page_a_slot_samples_copy_their_prompt_from_one_that_runs() -> None:
+    batcher = Batcher(options(slots=3, attention="contiguous"))
+    batcher.add(group(20, 4, samples=5))
+    first = batcher.admit()
+    one, two, three = first.samples
+    assert [(bucket, [row.pages for row in rows]) for bucket, [rows] in first.prefills] == [(24, [one.pages])]
+    assert first.copies == [[(one.pages[0], two.pages[0]), (one.pages[0], three.pages[0])]]
+    finish_one(batcher, one.slot)
+    second = batcher.admit()
+    assert second.prefills == []
+    assert second.copies == [[(two.pages[0], second.samples[0].pages[0])]]
+    for slot in list(batcher.running):
+        finish_one(batcher, slot)
+    last = batcher.admit()
+    assert last.copies == [[]]
+    assert [[row.pages for row in rows] for _, [rows] in last.prefills] == [[last.samples[0].pages]]
+
+
+@pytest.mark.parametrize("attention", ["paged", "contiguous"])
+def test_failing_a_request_frees_all_it_holds(attention: Attention) -> None:
+    batcher = Batcher(options(slots=2, attention=attention))
     doomed = group(20, 4, samples=3)
     batcher.add(doomed)
     batcher.add(group(5, 4))

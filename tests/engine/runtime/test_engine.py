@@ -118,7 +118,7 @@ def test_an_answer_does_not_depend_on_order_or_company(engine: Engine) -> None:
 
 
 def test_slots_walked_together_give_what_slots_walked_one_by_one_give(engine: Engine) -> None:
-    with tiny_engine(loop_over_slots=False) as other:
+    with tiny_engine(attention="paged") as other:
         for one, two in zip(run(engine, MIXED), run(other, MIXED), strict=True):
             for a, b in zip(one, two, strict=True):
                 assert a.token_ids == b.token_ids
