@@ -88,10 +88,8 @@ def by_blocks(
     order = jnp.pad(order, (0, spare))
 
     def block(number: Array, results: Array) -> Array:
-        expert = (number >= next_expert).sum(dtype=jnp.int32)
-        own = jnp.minimum(expert, experts - 1)
+        own = jnp.minimum((number >= next_expert).sum(dtype=jnp.int32), experts - 1)
         at = first_row[own] + (number - (next_expert - blocks)[own]) * block_rows
-        at = jnp.where(expert < experts, at, rows)
         weights = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, own, keepdims=False), used)
         result = _feedforward(
             x[lax.dynamic_slice_in_dim(order, at, block_rows)].reshape(block_rows, -1),
@@ -102,7 +100,7 @@ def by_blocks(
         return lax.dynamic_update_slice_in_dim(results, result.reshape(-1, *x.shape[1:]), at, axis=0)
 
     # Chips along used_embed have the same rows and sum their products together; as this is a collective inside a loop,
-    # all chips take the same number of steps.
+    # all chips take the same number of steps. Those that are too many work behind the last expert's rows.
     steps = largest(next_expert[-1], layout.everything) if layout.used_embed else next_expert[-1]
     return lax.fori_loop(0, steps, block, lax.empty((rows + spare, *x.shape[1:]), x.dtype))
 

@@ -19,7 +19,7 @@ from engine.model.config import Experts, ModelConfig
 from engine.model.exchange import fold, plan_exchange, send
 from engine.model.expert_strategy import STRATEGIES, Strategy, expert_axes
 from engine.model.experts import experts
-from engine.model.mixture import all_at_once, by_blocks
+from engine.model.mixture import accelerator_block_rows, all_at_once, by_blocks, cpu_block_rows
 from engine.model.quantized import Quantized, dequantize, quantize
 from engine.model.routing import combine, route, sort_by_expert
 
@@ -334,22 +334,30 @@ class TestMixture:
             expected = loop(alone, np.asarray(x[order[row]])[None], single)[0]
             np.testing.assert_allclose(results[row], expected, atol=1e-5)
 
-    @pytest.mark.parametrize("tokens", [24, 200])
+    def test_blocks_are_as_large_as_what_an_expert_gets_within_limits(self) -> None:
+        assert [cpu_block_rows(rows) for rows in (0.1, 2.0, 10.5, 63.0, 1e3)] == [8, 8, 16, 64, 64]
+        assert [accelerator_block_rows(rows) for rows in (1.0, 256.0, 257.0, 5e3)] == [256, 256, 512, 1024]
+
+    @pytest.mark.parametrize(("tokens", "form"), [(24, all_at_once), (1040, by_blocks)])
     @pytest.mark.parametrize("ffn", ["ws1d", "ws2d", "wg-x"])
     def test_the_accelerators_forms_over_layouts(
-        self, ffn: Feedforward, tokens: int, monkeypatch: pytest.MonkeyPatch
+        self, ffn: Feedforward, tokens: int, form: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """All at once (few rows) and by blocks of 256, with the exchange that this platform has."""
-        real = lax.platform_dependent
+        """Few rows all at once, many by large blocks; with the exchange that this platform has."""
+        real, taken = lax.platform_dependent, []
 
         def elsewhere(*args: Any, default: Any, cpu: Any) -> Any:
-            ours = getattr(getattr(default, "func", None), "__module__", "") == "engine.model.mixture"
-            return default(*args) if ours else real(*args, default=default, cpu=cpu)
+            if getattr(default, "func", None) not in (all_at_once, by_blocks):
+                return real(*args, default=default, cpu=cpu)
+            assert default.keywords.get("block_rows", 256) >= 256
+            taken.append(default.func)
+            return default(*args)
 
         monkeypatch.setattr(lax, "platform_dependent", elsewhere)
         layer, x = layer_of(CONFIG), tokens_of(CONFIG, tokens)
         for out in on_mesh(layer, x, CONFIG, layout_of("2x2x2", ffn), STRATEGIES):
             np.testing.assert_allclose(out, loop(layer, x, CONFIG), atol=1e-5)
+        assert taken == [form] * len(STRATEGIES)
 
 
 @pytest.mark.parametrize(
