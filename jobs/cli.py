@@ -1,4 +1,4 @@
-"""The `penstock` command: run, validate, status, show, schema, compile.
+"""The `penstock` command: run, follow, validate, status, show, schema, compile.
 
 It parses the command line, sets up logging, and says what went wrong in one sentence. What a command needs is imported
 when it runs, so that help answers at once.
@@ -45,6 +45,23 @@ examples:
   penstock run job.yaml
   penstock run job.yaml --set sampling.max_tokens=32 --set output.path=./short
   penstock run job.yaml --runner BundleBasedDirectRunner      (flags that are not listed here go to Beam)
+"""
+
+_FOLLOW = """\
+Lend this host's chips to a job whose model is larger than one host. The job file says how many hosts there are, and
+where `penstock run`, which leads them, can be reached:
+
+  engine: {mesh: 4x4x1, hosts: {count: 2, coordinator: "10.0.0.1:8476"}}
+
+Start `penstock run` there, and this on every other host, with the same job file and a number of its own; in any order,
+within ten minutes. Each reads its own part of the checkpoint. Only the leader reads the input and writes the output.
+All end together. When one is lost the others end too, with exit code 2 and the name of the one that was lost; then
+start the same commands again.
+
+examples:
+  penstock run job.yaml                              (on 10.0.0.1: process 0)
+  penstock follow job.yaml --process 1               (on the second host)
+  penstock follow job.yaml --process $TPU_WORKER_ID  (where the cluster numbers its hosts from 0; Slurm: $SLURM_PROCID)
 """
 
 _VALIDATE = """\
@@ -139,6 +156,14 @@ def _run(options: argparse.Namespace) -> int:
     return TOO_MANY_FAILED if outcome.is_over_limit else DONE
 
 
+def _follow(options: argparse.Namespace) -> int:
+    from jobs.follow import follow
+    from jobs.job_file import load
+
+    _print_lines([("follow", follow(load(options.job, options.set), options.process))])
+    return DONE
+
+
 def _validate(options: argparse.Namespace) -> int:
     from jobs.job_file import load
     from jobs.validate import finding_lines, validate
@@ -215,8 +240,9 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     run = command(_run, "run", "run a job, or what is missing of it", _RUN)
+    follow = command(_follow, "follow", "lend this host to a job that runs on another", _FOLLOW)
     validate = command(_validate, "validate", "look at a job before it runs", _VALIDATE)
-    for parser_of_job in (run, validate):
+    for parser_of_job in (run, follow, validate):
         parser_of_job.add_argument("job", metavar="JOB.yaml", help="the job file; docs/job-reference.md describes it")
         parser_of_job.add_argument(
             "--set",
@@ -225,6 +251,9 @@ def _parser() -> argparse.ArgumentParser:
             metavar="KEY=VALUE",
             help="replace a field: a dotted key and a YAML value; may be repeated",
         )
+    follow.add_argument(
+        "--process", type=int, required=True, metavar="N", help="which host this is: 1 to engine.hosts.count - 1"
+    )
     validate.add_argument("--rows", type=_count, default=1000, help="how many rows to look at (default: 1000)")
     validate.add_argument("--show", type=_count, default=3, help="how many prompts to show (default: 3)")
 

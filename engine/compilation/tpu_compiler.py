@@ -28,6 +28,8 @@ from engine.errors import EngineError, NoFeasiblePlan
 from engine.mesh import MeshShape
 
 _LAST_LINES = 15
+_NOISE = re.compile(r"[IW]\d{4} |E\d{4} .* RAW: |\s*(stack used: |0x|@ |---|\w\w+=[\da-f]+ )|https://|\*{9}|fiber_name")
+"""The compiler's log of its progress, and the dump of memory with which it ends."""
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NEEDS = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm|\(([\d.]+)([KMGT]?)\) exceeds available HBM")
 _STATISTICS = re.compile(r"Statistics (before|after) scheduling|Total wasted cycles: (\S+)")
@@ -175,9 +177,9 @@ def _compiled(topology: Topology, result: Mapping[str, Any], text: Path, log: st
 
 
 def _failure(topology: Topology, status: int, log: str) -> EngineError:
-    """An error that says what the process said last, its own log lines left out where there are others."""
-    lines = [line for line in log.splitlines() if line.strip() and not re.match(r"\s*stack used: ", line)]
-    said = [line for line in lines if not re.match(r"[IW]\d{4} ", line)] or lines
+    """An error with what the process said last."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    said = [line for line in lines if not _NOISE.match(line)] or lines
     how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit code {status}"
     last = "\n  ".join(line[:300] for line in said[-_LAST_LINES:])
     return CompilerFailed(f"the TPU compiler {how} while compiling for {topology}. Its last words:\n  {last}")
