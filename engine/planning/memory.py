@@ -112,7 +112,7 @@ class Plan:
     def memory(self) -> Memory:
         is_prefill = self.phase == "prefill"
         return Memory(
-            weights=self.weight_bytes(),
+            weights=self.weight_bytes() - self._unused_bytes(),
             cache=0 if is_prefill else self.cache_bytes(),
             results=self._prefilled_bytes() if is_prefill else self._generated_bytes(),
             moments=tuple(self._prefill_moments() if is_prefill else self._decode_moments()),
@@ -124,6 +124,19 @@ class Plan:
     def weight_bytes(self) -> int:
         """Of all parameters at rest; the scales of int8 matrices are whole on every device."""
         return sum(self._at_rest_bytes(declared) for _, declared in leaves(declare(self.config, self.held)))
+
+    def _unused_bytes(self) -> int:
+        """Prefill ends with the last layer's keys and values; what comes after is no argument, unless a barrier holds
+        the whole layer, as where weights are gathered."""
+        if self.phase == "decode":
+            return 0
+        params = declare(self.config, self.held)
+        unused = [declared for name, declared in params.items() if name == "head"]
+        if not self.layout.gathered:
+            needed = ("attention_norm", "key", "value")
+            last: dict[str, Parameter] = params["layers"][-1]
+            unused += [declared for name, declared in last.items() if not name.startswith(needed)]
+        return sum(map(self._at_rest_bytes, unused))
 
     def _at_rest_bytes(self, declared: Parameter) -> int:
         split = self.layouts.decode.at_rest(declared.axes, self.held.kv_heads, self.config.expert_count)
