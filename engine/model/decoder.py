@@ -113,13 +113,12 @@ def _embed(params: Params, model: Partition, tokens: Int[Array, " tokens"], posi
         if layout.used_embed == layout.rest_embed:
             return reduce_scatter(look_up(tokens), layout.tokens)
         # Tokens are to be split over x as well, whose chips hold different parts of embed: sum over the others first.
-        across = layout.mesh.size(layout.rest_embed)
-        partial = look_up(tokens).reshape(across, tokens.shape[0] // across, -1)
         others = tuple(axis for axis in layout.everything if axis not in layout.rest_embed)
-        x = reduce_scatter(partial, others, dim=1)  # [x, tokens.yz, embed.x]
+        by_shard = tokens.reshape(layout.mesh.size(layout.rest_embed), layout.mesh.size(others), -1)
+        x = reduce_scatter(look_up(jnp.swapaxes(by_shard, 0, 1).reshape(-1)), others)  # [tokens.yz, embed.x], x by x
         for axis in layout.rest_embed:
-            x = all_to_all(x, axis, split=0, concat=2)
-        return x.reshape(-1, x.shape[-1])  # [tokens.xyz, embed]
+            x = all_to_all(x, axis, split=0, concat=1)
+        return x  # [tokens.xyz, embed]
 
     if not layout.rest_ffn and not layout.rest_embed:
         x = take(table, tokens, dtype)
