@@ -37,12 +37,18 @@ def counted(traffic: Traffic) -> Counter[Stage]:
 
 
 EVERY_LAYOUT = [(ffn, attention) for ffn in FFN for attention in ATTENTION]
-CASES = [(name, "4x4x4", *layout) for name in ("palm-540b", "llama-3.1-405b") for layout in EVERY_LAYOUT] + [
+CASES = [(name, "4x4x4", *layout) for name in ("palm-540b",) for layout in EVERY_LAYOUT] + [
     (name, mesh, *EVERY_LAYOUT[number])
     for start, (name, mesh) in enumerate(
-        [("llama-3.1-70b", "4x2x2"), ("gpt3-175b", "2x4x1"), ("gemma-2-27b", "1x2x4"), ("llama-2-7b", "8x1x1")]
+        [
+            ("llama-3.1-405b", "4x4x4"),
+            ("llama-3.1-70b", "4x2x2"),
+            ("gpt3-175b", "2x4x1"),
+            ("gemma-2-27b", "1x2x4"),
+            ("llama-2-7b", "8x1x1"),
+        ]
     )
-    for number in range(start % 4, len(EVERY_LAYOUT), 4)
+    for number in range(start, len(EVERY_LAYOUT), 5)
 ]
 
 
@@ -64,7 +70,7 @@ def test_what_is_counted_is_what_the_program_issues(
     assert Counter(decode) == counted(Traffic(config, layout, held, "decode", 128, **of))
 
 
-@pytest.mark.parametrize("layout", EVERY_LAYOUT[::4], ids="-".join)
+@pytest.mark.parametrize("layout", EVERY_LAYOUT[::7], ids="-".join)
 @pytest.mark.parametrize(("rows", "slots"), [(16, 16), (64, 256)])
 def test_a_mixture_is_counted_too(rows: int, slots: int, layout: tuple[Feedforward, AttentionSharding]) -> None:
     """Where no sum is taken inside an expert (x = 1): such sums are in loops of a length that the data decide."""
