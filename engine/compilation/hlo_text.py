@@ -168,7 +168,7 @@ def parse(text: str) -> Module:
             elif (found := _HEADER.match(line)) and not line.startswith(" "):
                 current = computations[found.group(2)] = Computation(found.group(2))
                 entry = current if found.group(1) else entry
-        elif line.startswith("}"):
+        elif line == "}":  # a kernel's own metadata may go on over several lines, with braces at their beginning
             current = None
         elif found := _INSTRUCTION.match(line):
             instruction = _instruction(found.group(2), line[found.end() :], bool(found.group(1)))

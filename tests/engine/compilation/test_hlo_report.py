@@ -6,6 +6,7 @@ import pytest
 
 from engine.compilation.hlo_collectives import Collective
 from engine.compilation.hlo_report import Report, report
+from engine.compilation.hlo_text import parse
 from tests.engine.compilation.small_programs import SMALL, recorded
 
 
@@ -130,3 +131,17 @@ def test_groups_in_the_short_form() -> None:
     text = recorded("scatter")[:start] + "replica_groups=[16,4]<=[4,16]T(1,0)" + recorded("scatter")[end:]
     (one,) = report(text, small.topology, small.axes, small.mesh).sent
     assert one.collective == Collective("reduce-scatter", ("x",), 4, 2048 * 4608 * 2)
+
+
+def test_a_kernels_own_metadata_over_several_lines_ends_no_computation() -> None:
+    module = parse(
+        "HloModule m\n\n"
+        "ENTRY %main (a: f32[8]) -> f32[8] {\n"
+        "  %a = f32[8]{0} parameter(0)\n"
+        "  %kernel = f32[8]{0} custom-call(%a), frontend_attributes={kernel_metadata={\n"
+        '"block": 512\n'
+        '}}, backend_config={"estimated_cycles":"7"}\n'
+        "  ROOT %out = f32[8]{0} negate(%kernel)\n"
+        "}\n"
+    )
+    assert [one.opcode for one in module.entry] == ["parameter", "custom-call", "negate"]
