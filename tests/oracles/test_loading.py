@@ -5,16 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from engine.compilation.placement import Placement
 from engine.families import read_config
 from engine.families.llama import LLAMA
+from engine.layout import Layouts
 from engine.model.config import LinearScaling, Llama3Scaling
 from engine.model.params import count, leaves
+from engine.model.quantized import Quantized, quantize
 from engine.weights.load import load_params
+from engine.weights.shards import Shards
 from engine.weights.tensor_files import INDEX, SINGLE
-from tests.oracles.tiny_checkpoints import torch
+from tests.oracles.tiny_checkpoints import make_tiny, torch
 from tests.oracles.tiny_llama import ROPES, make_tiny_llama
 
 
@@ -73,3 +78,40 @@ def test_rotary_positions_in_the_dialect_transformers_writes(tmp_path: Path, rop
             "llama3": Llama3Scaling(8.0, 1.0, 4.0, 64),
         }[rope]
     )
+
+
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "GPT2": ("LMHeadModel", {"n_embd": 64, "n_layer": 1, "n_head": 4, "n_positions": 64}),
+    "Falcon": ("ForCausalLM", {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "bias": True}),
+    "Mixtral": (
+        "ForCausalLM",
+        {
+            "hidden_size": 64,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "num_local_experts": 4,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_shards_of_every_family_are_the_whole_cut_up(tmp_path: Path, family: str) -> None:
+    """Transposed, concatenated and by expert; that the whole is right, the logits of each family show."""
+    head, attributes = OTHERS[family]
+    make_tiny(family, tmp_path, head=head, dtype="bfloat16", **attributes)
+    config = read_config(str(tmp_path)).model
+    on = Placement.on_devices(config, Layouts.asked(config.kv_heads, "2x2x2"))
+    plain = dict(leaves(load_params(str(tmp_path), config, dtype="float32", held=on.held)))
+    for weights in (None, "int8"):
+        to = Shards(on.param_sharding)
+        shards = load_params(str(tmp_path), config, dtype="float32", held=on.held, weights=weights, to=to)
+        for path, array in leaves(shards):
+            expected = [plain[path]]
+            if isinstance(array, Quantized):
+                expected = jax.tree.leaves(quantize(plain[path], array.inputs))
+            for part, whole in zip(jax.tree.leaves(array), expected, strict=True):
+                for shard in part.addressable_shards:
+                    np.testing.assert_array_equal(np.asarray(shard.data), whole[shard.index], err_msg=path)
