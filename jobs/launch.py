@@ -196,6 +196,7 @@ def _compute(
         manifest.plan,
         job.model.checkpoint,
         slots=None if job.engine.slots == "auto" else job.engine.slots,
+        hosts=job.engine.hosts.model_dump() if job.engine.hosts else None,
         engine_factory=engine_factory,
     )
     compute(manifest, todo, work, pipeline_options(job.runner, flags), console)

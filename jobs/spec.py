@@ -8,6 +8,7 @@ refused by the field's name; an unknown key is an error.
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -196,6 +197,14 @@ class PhaseLayout(Section):
         return (None if self.ffn == "auto" else self.ffn, None if self.attention == "auto" else self.attention)
 
 
+class Hosts(Section):
+    count: Annotated[int, Field(ge=2, le=4096)]
+    """Processes that hold the model together, one on each host, that of `penstock run` included."""
+    coordinator: Annotated[str, Field(pattern=r"^[^\s/]+:[1-9]\d{0,4}$", examples=["10.0.0.1:8476"])]
+    """Where `penstock run` listens for the others: an address of its host that they reach, and a free port. On each of
+    them start `penstock follow JOB.yaml --process N`, with N from 1 to count - 1."""
+
+
 class EngineOptions(Section):
     mesh: Annotated[str, Field(pattern=r"^[1-9]\d*(x[1-9]\d*){0,2}$", examples=["8", "4x4", "2x2x2"])] = "1x1x1"
     """The chips, as XxYxZ. Weights are split over X along the model's width and over Y x Z along the other side of
@@ -210,6 +219,14 @@ class EngineOptions(Section):
     max_length: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
     """Longest prompt and completion together, in tokens; a longer prompt fails, a longer completion is cut.
     `auto` is what the model's context and the memory allow."""
+
+    hosts: Hosts | None = None
+    """For a model larger than the chips of one host: which processes hold it together. See docs/multi-host.md."""
+
+    def _contradictions(self) -> Iterator[tuple[str, str]]:
+        chips = math.prod(int(size) for size in self.mesh.split("x"))
+        if self.hosts and chips % self.hosts.count:
+            yield "mesh", f"{self.mesh} is {chips} chips, which {self.hosts.count} hosts (hosts.count) cannot share"
 
     def layouts(self) -> dict[str, Any]:
         """Mesh and layouts as the engine takes them; empty for a single chip."""
@@ -298,7 +315,7 @@ class Job(Section):
 
     def settings(self) -> dict[str, JsonValue]:
         """All that bears on a row's result, defaults written out. Paths are not in it: fingerprints and input lists
-        stand for them. Neither are the slots, the limits and the runner, which change how fast and not what.
+        stand for them. Neither are the slots, the hosts, the limits and the runner, which change how fast and not what.
         """
         prompt = self.prompt.model_dump(mode="json", exclude_none=True) if self.prompt else None
         chosen: dict[str, JsonValue] = {}  # what plans did not know at first is in them only where it is asked for

@@ -47,6 +47,8 @@ class ShardJob:
     """All that bears on results, as the plan has it."""
     checkpoint: str
     slots: int | None = None
+    hosts: Mapping[str, Any] | None = None
+    """`count` and `coordinator` of the processes that hold the model together, where it takes several."""
     engine_factory: str | None = None
     """`module:callable` that is called as `Engine.load` is, and gives another engine: for tests and benchmarks."""
 
@@ -57,7 +59,11 @@ class ShardJob:
     @property
     def engine_identity(self) -> tuple[Any, ...]:
         """Jobs that agree in this can share an engine."""
-        shape = (self.slots, *(repr(self.settings.get(name)) for name in _OF_THE_ENGINE))
+        shape = (
+            self.slots,
+            repr(self.hosts),
+            *(repr(self.settings.get(name)) for name in _OF_THE_ENGINE),
+        )
         return (self.engine_factory, self.checkpoint, self.plan.model_fingerprint, *shape)
 
 
@@ -142,18 +148,34 @@ def _load_engine(job: ShardJob) -> Any:
         load = Engine.load
     else:
         load = pkgutil.resolve_name(job.engine_factory)
-    settings = job.settings
-    max_length = settings["max_length"]
-    numbers = {name: settings[name] for name in ("weights", "kv") if name in settings}
+    max_length = job.settings["max_length"]
     return load(
         job.checkpoint,
-        open=open_input,
-        dtype=settings["dtype"],
         slots=job.slots,
         max_length=None if max_length == "auto" else max_length,
-        **numbers,
-        **settings.get("layouts", {}),
+        **({"hosts": _hosts(job.hosts)} if job.hosts else {}),
+        **_model(job.settings),
     )
+
+
+def follow(checkpoint: str, settings: Mapping[str, Any], hosts: Mapping[str, Any], process: int) -> None:
+    """Holds a part of the model for the job whose engine runs elsewhere, until it ends; see docs/multi-host.md."""
+    from engine.runtime import follower
+    from engine.runtime.loading import ModelAsked
+
+    follower.follow(ModelAsked(checkpoint, **_model(settings)), _hosts(hosts), process)
+
+
+def _hosts(hosts: Mapping[str, Any]) -> Any:
+    from engine.runtime.hosts import Hosts
+
+    return Hosts(**hosts)
+
+
+def _model(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """How the engine is to hold the model."""
+    numbers = {name: settings[name] for name in ("weights", "kv") if name in settings}
+    return {"open": open_input, "dtype": settings["dtype"], **numbers, **settings.get("layouts", {})}
 
 
 _SHARED = Shared()  # keeps what was acquired last, and makes it anew when the tag is another

@@ -29,6 +29,7 @@ class Departure:
     def __init__(self, grace_seconds: float = GRACE_SECONDS) -> None:
         self._grace_seconds = grace_seconds
         self._begun = False
+        self._exit_code = EXIT_CODE
         self._announced = threading.Event()
         atexit.register(self._leave)
 
@@ -36,7 +37,8 @@ class Departure:
         self._begun = True
         threading.Thread(target=self._wait, args=(lost,), name="penstock-departure", daemon=True).start()
 
-    def announce(self) -> None:
+    def announce(self, exit_code: int = EXIT_CODE) -> None:
+        self._exit_code = exit_code
         self._begun = True
         self._announced.set()
 
@@ -51,4 +53,4 @@ class Departure:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it
                 stream.flush()
-        os._exit(EXIT_CODE)
+        os._exit(self._exit_code)

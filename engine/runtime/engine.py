@@ -12,6 +12,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any, overload
 
@@ -87,8 +88,8 @@ class Engine:
         weights: str = "auto",
         kv: str = "auto",
         mesh: str | None = None,
-        prefill: tuple[str | None, str | None] | None = None,
-        decode: tuple[str | None, str | None] | None = None,
+        prefill: Sequence[str | None] | None = None,
+        decode: Sequence[str | None] | None = None,
         slots: int | None = None,
         max_length: int | None = None,
         hosts: Hosts | None = None,
@@ -387,7 +388,7 @@ def _options(loaded: Loaded, slots: int | None, max_length: int | None) -> Decod
     return options
 
 
-def _cache_budget_bytes(device: jax.Device, params: Params) -> int:
+def _cache_budget_bytes(device: Any, params: Params) -> int:
     """Memory the KV cache may take on each chip: on CPU a fixed amount, elsewhere most of what the weights leave."""
     if device.platform == "cpu":
         return _CPU_CACHE_BYTES // len(jax.local_devices())

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from engine.compilation.options import MAX_STOP_TOKEN_IDS, DecodeOptions, Parts
-from engine.errors import HostLost
+from engine.errors import EngineError, HostLost
 from engine.runtime.channel import Frame
 from engine.runtime.departure import Departure
 from engine.runtime.devices import connect_devices, disconnect_devices
@@ -23,6 +23,9 @@ from engine.runtime.peer import Peer
 from engine.steps.decode import empty_slots
 
 logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130
+"""The exit code of a shell for Ctrl-C."""
 
 
 def follow(model: ModelAsked, hosts: Hosts, process: int) -> None:
@@ -41,12 +44,12 @@ def follow(model: ModelAsked, hosts: Hosts, process: int) -> None:
         serve(leader, loaded)
     except BaseException as error:
         lost = leader.loss.within(NOTICE_SECONDS if isinstance(error, jax.errors.JaxRuntimeError) else 0.0)
-        leader.close(failure=str(error) or type(error).__name__)
-        departure.announce()
+        leader.close(failure=_why(error))
+        departure.announce(*([INTERRUPTED] if isinstance(error, KeyboardInterrupt) else []))
         if lost and isinstance(error, Exception):
             raise lost from error
         raise
-    leader.close(last="ended")
+    leader.close()
     disconnect_devices()
 
 
@@ -82,3 +85,9 @@ def _call(executor: Executor, cache: Any, frame: Frame) -> Any:
         jax.block_until_ready(executor.score(*frame.arrays))
         return cache
     raise HostLost(f"the leader asks for {frame.name!r}, which this version does not know")
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "it was interrupted by Ctrl-C"
+    return str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"

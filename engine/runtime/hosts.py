@@ -55,9 +55,12 @@ class Hosts:
         """The leader's host, with another port."""
         return f"{self.coordinator.rpartition(':')[0]}:{port}"
 
+    def agreed(self, terms: Terms) -> dict[str, str]:
+        return {**terms, "engine.hosts.count": str(self.count)}
+
     @property
     def remedy(self) -> str:
-        return f"Start the job again on all {self.count} hosts; its own output there may say why"
+        return f"See what it said last; then start the job again on all {self.count} hosts"
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Welcome:
 
 def gather(hosts: Hosts, terms: Terms) -> tuple[list[Peer], Welcome]:
     """The leader's part: waits for all followers, in the order of their process numbers, and welcomes them."""
-    reminder = _Reminder(hosts.wait_seconds)
+    reminder, terms = _Reminder(hosts.wait_seconds), hosts.agreed(terms)
     joined: dict[int, Peer] = {}
     with _listening(hosts) as listener:
         while len(joined) < hosts.count - 1:
@@ -104,7 +107,7 @@ def join(hosts: Hosts, process: int, terms: Terms) -> tuple[Peer, Welcome]:
     connection = _connect(hosts)
     name = f"the leader at {hosts.coordinator}"
     try:
-        write_frame(connection, Frame("join", {"process": process, "terms": dict(terms)}))
+        write_frame(connection, Frame("join", {"process": process, "terms": hosts.agreed(terms)}))
     except OSError as error:
         raise HostLost(f"{name} hung up: {error.strerror or error}") from error
     leader = Peer(connection, name, hosts.remedy, silence_seconds=hosts.silence_seconds)
@@ -118,13 +121,13 @@ def join(hosts: Hosts, process: int, terms: Terms) -> tuple[Peer, Welcome]:
     return leader, Welcome(str(answer.facts.get("jax_coordinator")))
 
 
-def differences(ours: Terms, theirs: Terms) -> list[str]:
-    """What is not the same, in words for whoever set `theirs` up."""
-    names = sorted({*ours, *theirs})
+def differences(leader: Terms, follower: Terms, process: int) -> list[str]:
+    """What is not the same, in words for both."""
+    both = {name: (leader.get(name, "unknown"), follower.get(name, "unknown")) for name in sorted({*leader, *follower})}
     return [
-        f"{name} is {theirs.get(name, 'not known')} here and {ours.get(name, 'not known')} on the leader"
-        for name in names
-        if ours.get(name) != theirs.get(name)
+        f"{name} is {theirs} on process {process} and {ours} on the leader"
+        for name, (ours, theirs) in both.items()
+        if ours != theirs
     ]
 
 
@@ -158,11 +161,11 @@ def _greet(
 
 
 def _refusal(process: int, theirs: Terms, hosts: Hosts, terms: Terms, joined: Mapping[int, Peer]) -> str | None:
-    if different := differences(terms, theirs):
+    if different := differences(terms, theirs, process):
         return f"{'; '.join(different)}. Give both the same job file and the same version"
     if not 1 <= process < hosts.count:
         return f"there are processes 1 to {hosts.count - 1} besides the leader, and no {process}"
-    if process in joined:
+    if process in joined and not joined[process].lost:
         return f"process {process} is there already; give every host a --process of its own"
     return None
 

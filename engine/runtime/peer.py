@@ -23,7 +23,8 @@ SILENCE_SECONDS = 60.0
 SIGNS_OF_LIFE = 20
 """As many are sent in the time after which silence is a loss."""
 
-_ALIVE, _FAILED = "alive", "failed"
+_ALIVE, _FAILED, _ENDED = "alive", "failed", "ended"
+"""Signs of life are not handed on; the others are the last word of an end."""
 
 
 class Loss:
@@ -102,14 +103,12 @@ class Peer:
             raise self.lost or HostLost(f"the connection to {self.name} is closed")
         return frame
 
-    def close(self, failure: str | None = None, last: str | None = None) -> None:
-        """Ends the connection after a `last` word. That is no loss here; a `failure` is one there, in its words."""
+    def close(self, failure: str | None = None) -> None:
+        """Says that this is the end, which is no loss on either side; a `failure` is one there, in its words."""
+        last = Frame(_ENDED) if failure is None else Frame(_FAILED, {"why": failure})
         self._closing.set()
         with self._sending, contextlib.suppress(OSError):  # the other end may be gone
-            if failure is not None:
-                write_frame(self._connection, Frame(_FAILED, {"why": failure}))
-            if last is not None:
-                write_frame(self._connection, Frame(last))
+            write_frame(self._connection, last)
             self._connection.shutdown(socket.SHUT_WR)  # what it sends is still read, so that this arrives
         self._received.put(None)
 
@@ -122,6 +121,8 @@ class Peer:
                     return self._lose(_why(error, self._silence_seconds))
                 if frame.name == _FAILED:
                     return self._lose(f"it failed: {frame.facts.get('why')}")
+                if frame.name == _ENDED:
+                    self._closing.set()
                 if frame.name != _ALIVE:
                     self._received.put(frame)
 
