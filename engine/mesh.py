@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from engine.axes import MeshAxis
 from engine.errors import NoFeasiblePlan
 
 if TYPE_CHECKING:
-    import jax
     from jax.sharding import Mesh
 
 AXES: tuple[MeshAxis, ...] = ("x", "y", "z")
@@ -49,7 +48,7 @@ class MeshShape:
         return f"{self.x}x{self.y}x{self.z}"
 
 
-def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh whose axes run along the torus, if the devices have one; else in the order they come, x slowest."""
     import jax  # not above: a plan is made on machines that need not start jax
     from jax.experimental.mesh_utils import create_device_mesh

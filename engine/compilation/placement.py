@@ -6,7 +6,7 @@ run as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -37,7 +37,7 @@ class Placement:
     mesh: Mesh | None = None
 
     @classmethod
-    def on_devices(cls, config: ModelConfig, layouts: Layouts, devices: list[jax.Device] | None = None) -> Placement:
+    def on_devices(cls, config: ModelConfig, layouts: Layouts, devices: Sequence[Any] | None = None) -> Placement:
         """Checks that the model divides over the mesh and that there are enough devices."""
         check_divides(config, layouts)
         mesh = make_mesh(layouts.mesh, devices) if layouts.mesh.chips > 1 else None

@@ -90,11 +90,11 @@ class ProgramSet:
         placement, options = self.placement, self.options
 
         def program(cache: Any, keys: Any, values: Any, table: Any) -> Any:
-            moved = [
+            keys, values = (
                 [hand_over(x, placement.prefill, placement.decode, options.page_tokens) for x in some]
                 for some in (keys, values)
-            ]
-            return pages.insert(cache, *moved, table[0])
+            )
+            return pages.insert(cache, keys, values, table[0])
 
         spec = placement.prefilled_spec
         in_specs = (placement.cache_spec, spec, spec, self._table)

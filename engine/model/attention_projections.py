@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array
 
 from engine import collectives
-from engine.collectives import all_gather, all_to_all
+from engine.collectives import Axes, all_gather, all_to_all
 from engine.model.params import Params
 from engine.model.partition import Partition, sharded
 
@@ -49,7 +49,7 @@ def keys_or_values(name: str, x: Array, used: Params, layer: Params, model: Part
 def own_kv_heads(x: Array, model: Partition, dim: int) -> Array:
     """Of the key or value heads that `keys_or_values` gave, those that this chip's query heads attend with."""
     layout, held = model.layout, model.held
-    copies = tuple(axis for axis in layout.attention_heads if axis not in layout.kv_heads_held(held.kv_heads))
+    copies: Axes = tuple(axis for axis in layout.attention_heads if axis not in layout.kv_heads_held(held.kv_heads))
     if not copies:
         return x
     heads = held.heads // layout.mesh.size(layout.attention_heads)

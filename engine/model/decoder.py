@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import reduce
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from engine.collectives import all_gather, all_to_all, index, reduce_scatter, shard
+from engine.collectives import Axes, all_gather, all_to_all, index, reduce_scatter, shard
 from engine.model.attention_projections import back, keys_or_values, queries
 from engine.model.experts import experts
 from engine.model.feedforward import MATRICES, feedforward
@@ -72,8 +73,8 @@ def _layer(
 
     if config.parallel_block:
         partial = attention + feedforward(entered, model.in_use(layer, MATRICES), layer, model)
-        biases = [layer[name] for name in ("attention_out_bias", "down_bias") if name in layer]
-        return x + model.leave(partial, sum(biases[1:], *biases[:1]) if biases else None)
+        biases: list[Array] = [layer[name] for name in ("attention_out_bias", "down_bias") if name in layer]
+        return x + model.leave(partial, reduce(jnp.add, biases) if biases else None)
 
     x = x + _post_norm(model.leave(attention, layer.get("attention_out_bias")), layer, "post_attention_norm", model)
     normed = _norm(x, layer, "ffn_norm", model)
@@ -113,7 +114,7 @@ def _embed(params: Params, model: Partition, tokens: Int[Array, " tokens"], posi
         if layout.used_embed == layout.rest_embed:
             return reduce_scatter(look_up(tokens), layout.tokens)
         # Tokens are to be split over x as well, whose chips hold different parts of embed: sum over the others first.
-        others = tuple(axis for axis in layout.everything if axis not in layout.rest_embed)
+        others: Axes = tuple(axis for axis in layout.everything if axis not in layout.rest_embed)
         by_shard = tokens.reshape(layout.mesh.size(layout.rest_embed), layout.mesh.size(others), -1)
         x = reduce_scatter(look_up(jnp.swapaxes(by_shard, 0, 1).reshape(-1)), others)  # [tokens.yz, embed.x], x by x
         for axis in layout.rest_embed:
@@ -147,7 +148,7 @@ def logits(
     if layout.used_embed == layout.rest_embed:
         entered = all_gather(hidden, tuple(axis for axis in layout.tokens if axis not in layout.rest_embed))
     else:  # [tokens.xyz, embed] -> [tokens.x, embed] -> [tokens, embed.x]
-        others = tuple(axis for axis in layout.tokens if axis not in layout.rest_embed)
+        others: Axes = tuple(axis for axis in layout.tokens if axis not in layout.rest_embed)
         entered = all_gather(hidden, others)
         for axis in layout.rest_embed:
             entered = all_to_all(entered, axis, split=1, concat=0)

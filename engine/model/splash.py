@@ -74,9 +74,7 @@ def _heads_first(x: Float[Array, "rows seq heads head_dim"]) -> Float[Array, "he
 
 
 @lru_cache(maxsize=64)
-def _kernel(
-    heads: int, seq: int, kv_seq: int, softcap: float | None, window: int | None, interpret: bool
-) -> Any:
+def _kernel(heads: int, seq: int, kv_seq: int, softcap: float | None, window: int | None, interpret: bool) -> Any:
     """For all parts of the queries; which tiles each of them needs stands in small tables, here as numpy arrays."""
     shape = (kv_seq, kv_seq)
     mask = CausalMask(shape) if window is None else LocalMask(shape, (window - 1, 0), 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
@@ -24,7 +25,7 @@ class Loaded:
     params: Params
     placement: Placement
     eos_tokens: tuple[int, ...]
-    device: jax.Device
+    device: Any
     """One of this process."""
     dtype: str
     kv_dtype: str

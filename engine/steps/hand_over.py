@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from engine.axes import MeshAxis
 from engine.collectives import Axes, all_gather, all_to_all, shard
 from engine.layout import Layout
 from engine.model.attention_projections import own_kv_heads
@@ -32,7 +33,7 @@ class _Split:
     def of(cls, layout: Layout, kv_heads: int) -> _Split:
         return cls((layout.attention_rows, layout.attention_sequence, layout.kv_heads_held(kv_heads)))
 
-    def dim(self, axis: str) -> int | None:
+    def dim(self, axis: MeshAxis) -> int | None:
         return next((dim for dim, axes in enumerate(self.dims) if axis in axes), None)
 
 
@@ -58,14 +59,15 @@ def _pages_by_chip(x: KeysOrValues, parts: int, page_tokens: int) -> Moved:
 
 
 def _move(x: KeysOrValues, source: _Split, target: _Split, layout: Layout) -> Moved:
-    arriving = tuple(axis for axes in target.dims for axis in axes)
-    leaving = tuple(axis for axes in source.dims for axis in reversed(axes) if axis not in arriving)
-    gathered: tuple[list[str], ...] = ([], [], [])
+    arriving: Axes = tuple(axis for axes in target.dims for axis in axes)
+    leaving: Axes = tuple(axis for axes in source.dims for axis in reversed(axes) if axis not in arriving)
+    gathered: tuple[list[MeshAxis], ...] = ([], [], [])
     for axis in (*arriving, *leaving):
         old, new = source.dim(axis), target.dim(axis)
         if old == new:
             continue
         if old is None:
+            assert new is not None
             x = shard(x, (axis,), new)
         elif new is None:
             x = all_gather(x, (axis,), old)
@@ -78,7 +80,7 @@ def _move(x: KeysOrValues, source: _Split, target: _Split, layout: Layout) -> Mo
     return x
 
 
-def _reorder(x: KeysOrValues, dim: int, axes: list[str], wanted: Axes, layout: Layout) -> Moved:
+def _reorder(x: KeysOrValues, dim: int, axes: list[MeshAxis], wanted: Axes, layout: Layout) -> Moved:
     """A dimension that was put together axis by axis stands in the order they came in; the source had another."""
     order = [axes.index(axis) for axis in wanted if axis in axes]
     if order == sorted(order):

@@ -50,7 +50,9 @@ def options(**changes: int | str) -> DecodeOptions:
     return DecodeOptions(**(chosen | changes))
 
 
-def tiny_engine(config: ModelConfig = CONFIG, seed: int = 0, eos: tuple[int, ...] = EOS, **changes: int | str) -> Engine:
+def tiny_engine(
+    config: ModelConfig = CONFIG, seed: int = 0, eos: tuple[int, ...] = EOS, **changes: int | str
+) -> Engine:
     return Engine(random_params(config, seed), config, options(**changes), eos)
 
 
