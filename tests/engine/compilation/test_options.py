@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.compilation.options import MIN_ROWS, DecodeOptions, choose_options
+from engine.compilation.options import MIN_ROWS, DecodeOptions, Parts, choose_options
 from engine.errors import NoFeasiblePlan
 
 
@@ -51,6 +51,30 @@ def test_the_cache_holds_what_all_slots_need_or_what_memory_allows() -> None:
     assert small.pages == 20
     shorter = choose(context_tokens=1 << 20, cache_budget_bytes=20 * 64 * 1000)
     assert shorter.max_length == 19 * 64, "with no length asked for, the longest that fits"
+
+
+def test_on_an_accelerator_slots_have_pages_of_their_own_if_all_of_them_fit() -> None:
+    asked = {"platform": "tpu", "slots": 16, "max_length": 640}
+    own = choose(**asked, cache_budget_bytes=16 * 640 * 1000)
+    assert (own.attention, own.pages_in_part, own.positions_in_page) == ("contiguous", 16, 640)
+    assert {own.pages_of(positions) for positions in (1, 128, 640)} == {1}
+    shared = choose(**asked, cache_budget_bytes=16 * 640 * 1000 - 1)
+    assert (shared.attention, shared.pages_in_part, shared.positions_in_page) == ("paged", 79, 128)
+    assert shared.pages_of(129) == 2
+    assert choose().attention == "loop"
+
+
+@pytest.mark.parametrize(
+    ("attention", "parts", "held"),
+    [
+        ("contiguous", Parts(4, 4, 1, 4, 1), (2, 704)),
+        ("contiguous", Parts(4, 1, 4, 1, 1), (8, 192)),
+        ("paged", Parts(4, 1, 4, 1, 1), (50, 64)),
+    ],
+)
+def test_a_part_of_the_cache_holds_its_slots_or_its_share_of_all(attention, parts: Parts, held) -> None:
+    options = DecodeOptions(8, 700, 50, 64, 16, 256, attention, parts=parts)
+    assert (options.pages_in_part, options.positions_in_page) == held
 
 
 @pytest.mark.parametrize(
