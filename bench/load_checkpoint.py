@@ -81,8 +81,11 @@ class Distant:
         time.sleep(REQUEST_SECONDS)
         return self._file.read(size)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def close(self) -> None:
+        self._file.close()
 
     def __enter__(self) -> Any:
         return self
