@@ -26,7 +26,7 @@ class Loaded:
     placement: Placement
     eos_tokens: tuple[int, ...]
     device: Any
-    """One of this process."""
+    """A jax.Device of this process."""
     dtype: str
     kv_dtype: str
 
