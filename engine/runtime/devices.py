@@ -33,6 +33,10 @@ def connect_devices(coordinator: str, count: int, process: int) -> None:
                 "an engine over several hosts needs a process of its own, that has not used its devices before: "
                 f"{str(error).splitlines()[0]}"
             ) from error
+    if jax.default_backend() == "cpu":
+        # A program from the cache may send its messages in another order than one compiled anew, and jax keeps none
+        # for followers. An accelerator's programs are the same in all processes.
+        jax.config.update("jax_enable_compilation_cache", False)
     if jax.process_count() != count:
         raise NoFeasiblePlan(
             f"engine.hosts.count is {count}, and jax finds the devices of {jax.process_count()} processes"

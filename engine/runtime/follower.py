@@ -58,7 +58,7 @@ def serve(leader: Peer, loaded: Loaded) -> None:
     executor = _executor(leader.receive(), loaded)
     cache: Any = None
     while (frame := leader.receive()).name != "end":
-        cache = _call(executor, cache, frame)
+        cache = jax.block_until_ready(_call(executor, cache, frame))
 
 
 def _executor(frame: Frame, loaded: Loaded) -> Executor:
@@ -80,7 +80,7 @@ def _call(executor: Executor, cache: Any, frame: Frame) -> Any:
     if frame.name == "decode":
         table, *leaves = frame.arrays
         slots = jax.tree.unflatten(jax.tree.structure(empty_slots(1, MAX_STOP_TOKEN_IDS)), leaves)
-        return jax.block_until_ready(executor.decode(cache, table, slots, frame.facts["enough_finished"]))[0]
+        return executor.decode(cache, table, slots, frame.facts["enough_finished"])[0]
     if frame.name == "score":
         jax.block_until_ready(executor.score(*frame.arrays))
         return cache

@@ -109,7 +109,11 @@ class Followers:
 
 
 class LeadingExecutor(Executor):
-    """An executor whose followers make the same calls. See engine/runtime/follower.py for their side."""
+    """An executor whose followers make the same calls. See engine/runtime/follower.py for their side.
+
+    Each call is over before the next begins, here and there: on CPU, programs that do not need each other's results
+    would run in any order, and their messages between processes meet the wrong ones.
+    """
 
     def __init__(
         self,
@@ -125,17 +129,17 @@ class LeadingExecutor(Executor):
 
     def new_cache(self) -> PagedCache:
         with self._call("new_cache"):
-            return super().new_cache()
+            return jax.block_until_ready(super().new_cache())
 
     def prefill_into(self, cache: PagedCache, tokens: np.ndarray, table: np.ndarray) -> PagedCache:
         with self._call("prefill_into", arrays=(tokens, table)):
-            return super().prefill_into(cache, tokens, table)
+            return jax.block_until_ready(super().prefill_into(cache, tokens, table))
 
     def copy_pages(self, cache: PagedCache, copies: list[list[tuple[int, int]]]) -> PagedCache:
         if not any(copies):
             return cache
         with self._call("copy_pages", {"copies": copies}):
-            return super().copy_pages(cache, copies)
+            return jax.block_until_ready(super().copy_pages(cache, copies))
 
     def decode(
         self, cache: PagedCache, table: np.ndarray, slots: Slots, enough_finished: int
