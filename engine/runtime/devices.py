@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import jax
 
-from engine.errors import NoFeasiblePlan
+from engine.errors import HostLost, NoFeasiblePlan
 from engine.runtime.relay import Relay
 
 CONNECT_SECONDS = 300
 DISCONNECT_SECONDS = 60
+
+
+_connected = False
+
+
+def refuse_second_connection() -> None:
+    """Raises HostLost where devices were connected before: jax does it once, and whoever retries need not wait."""
+    if _connected:
+        raise HostLost(
+            "this process was part of an engine over several hosts, which has ended; another needs new processes. "
+            "Start the job again on all hosts"
+        )
 
 
 def connect_devices(coordinator: str, count: int, process: int) -> None:
@@ -16,6 +28,8 @@ def connect_devices(coordinator: str, count: int, process: int) -> None:
 
     jax serves as `coordinator`, HOST:PORT, in process 0. Does nothing if the program has connected jax itself.
     """
+    global _connected
+    _connected = True
     if not jax.distributed.is_initialized():
         jax.config.update("jax_enable_preemption_service", False)  # it would swallow SIGTERM
         try:

@@ -22,7 +22,7 @@ from engine.compilation.placement import Placement
 from engine.errors import HostLost
 from engine.model.params import Params
 from engine.runtime.departure import Departure
-from engine.runtime.devices import connect_devices, disconnect_devices
+from engine.runtime.devices import connect_devices, disconnect_devices, refuse_second_connection
 from engine.runtime.executor import Executor
 from engine.runtime.hosts import Hosts, Terms, gather
 from engine.runtime.peer import Loss, Peer
@@ -49,6 +49,7 @@ class Followers:
     @classmethod
     def gather(cls, hosts: Hosts, terms: Terms) -> Followers:
         """Waits until all are there, and the devices of all are those of jax."""
+        refuse_second_connection()
         peers, welcome = gather(hosts, terms)
         followers = cls(peers, Departure())
         with followers.told_of_failure():

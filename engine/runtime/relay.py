@@ -45,6 +45,8 @@ def _outward(near: socket.socket, far: socket.socket) -> None:
         while data := _received(near):
             with contextlib.suppress(OSError):  # far is gone: nobody needs to know yet
                 far.sendall(data)
+        with contextlib.suppress(OSError):
+            far.shutdown(socket.SHUT_RDWR)  # to close alone does nothing while the other thread reads
 
 
 def _homeward(far: socket.socket, near: socket.socket) -> None:

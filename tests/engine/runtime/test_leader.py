@@ -18,11 +18,11 @@ import pytest
 
 from engine.compilation.placement import Placement
 from engine.errors import HostLost, NoFeasiblePlan, OutOfMemory
-from engine.runtime import follower
+from engine.runtime import devices, follower
 from engine.runtime.departure import Departure
-from engine.runtime.devices import connect_devices
 from engine.runtime.engine import Engine
 from engine.runtime.executor import Executor
+from engine.runtime.hosts import Hosts
 from engine.runtime.leader import Followers, LeadingExecutor
 from engine.runtime.loading import Loaded
 from engine.runtime.peer import Peer
@@ -174,7 +174,10 @@ def test_a_call_of_another_version_is_refused(lead) -> None:
     both.cut()
 
 
-def test_a_process_that_has_used_its_devices_cannot_join_others() -> None:
+def test_a_process_that_has_used_its_devices_cannot_join_others(monkeypatch) -> None:
     jax.devices()
+    monkeypatch.setattr(devices, "_connected", False)
     with pytest.raises(NoFeasiblePlan, match="needs a process of its own"):
-        connect_devices("127.0.0.1:9", 2, 0)
+        devices.connect_devices("127.0.0.1:9", 2, 0)
+    with pytest.raises(HostLost, match="another needs new processes"):  # at once, whoever may come
+        Followers.gather(Hosts(2, "127.0.0.1:9"), {})
