@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -40,6 +41,18 @@ REQUESTS = [
     ),
     SCORE,
 ]
+
+
+@pytest.fixture(autouse=True)
+def one_program_at_a_time(monkeypatch) -> None:
+    """Both trace programs in this process, and beartype cannot check shapes in two threads at once."""
+    lock, run = threading.Lock(), Executor._run
+
+    def locked(self: Executor, *args: Any) -> Any:
+        with lock:
+            return run(self, *args)
+
+    monkeypatch.setattr(Executor, "_run", locked)
 
 
 class NoDeparture(Departure):
