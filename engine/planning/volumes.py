@@ -13,7 +13,7 @@ from typing import Literal
 from engine.layout import Axes, HeldSizes, Layout
 from engine.model.config import ModelConfig
 from engine.model.expert_strategy import entered_over, expert_axes, strategy
-from engine.model.params import Parameter, declare
+from engine.model.params import Parameter, declare_layer
 from engine.planning.collectives import Collective, Kind
 
 Phase = Literal["prefill", "decode"]
@@ -144,7 +144,7 @@ class Traffic:
         yield from self._gathered_weights(self.layout.gathered, *names)
 
     def _gathered_weights(self, gathered: Axes, *names: str) -> Iterator[Collective]:
-        layer = declare(self.config, self.held)["layers"][0]
+        layer = declare_layer(self.config, self.held)
         for name in names:
             if name not in layer:
                 continue
