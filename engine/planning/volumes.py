@@ -8,18 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from engine.layout import Axes, HeldSizes, Layout
 from engine.model.config import ModelConfig
 from engine.model.expert_strategy import entered_over, expert_axes, strategy
-from engine.model.params import Parameter, declare_layer
+from engine.model.params import Parameter
 from engine.planning.collectives import Collective, Kind
+from engine.planning.program import MICRO_TOKENS, Phase, one_layer
 
-Phase = Literal["prefill", "decode"]
-
-MICRO_TOKENS = 16384
-"""A feed-forward's (engine.model.partition.Partition)."""
 LOOKED_UP_TOKENS = 16384
 """At a time in the embedding (engine/model/decoder.py)."""
 
@@ -144,7 +140,7 @@ class Traffic:
         yield from self._gathered_weights(self.layout.gathered, *names)
 
     def _gathered_weights(self, gathered: Axes, *names: str) -> Iterator[Collective]:
-        layer = declare_layer(self.config, self.held)
+        layer = one_layer(self.config, self.held)
         for name in names:
             if name not in layer:
                 continue

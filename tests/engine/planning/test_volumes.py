@@ -15,7 +15,8 @@ from engine.model.config import ModelConfig
 from engine.planning.collectives import Collective, Kind, Stage, wire_bytes
 from engine.planning.named_models import named_model
 from engine.planning.paper_volumes import paper_volume, switch_tokens, width
-from engine.planning.volumes import Phase, Traffic
+from engine.planning.program import Phase
+from engine.planning.volumes import Traffic
 from tests.engine.planning.traced import traced_decode, traced_prefill
 
 FFN = get_args(Feedforward)
