@@ -17,14 +17,12 @@ from engine.errors import NoFeasiblePlan
 from engine.layout import AttentionSharding, Feedforward, HeldSizes, Layout, Layouts, check_divides, indivisible
 from engine.mesh import MeshShape
 from engine.model.config import ModelConfig
+from engine.planning.buckets import slot_rows
 from engine.planning.cost import Cost, cost
 from engine.planning.memory import Memory, memory
 from engine.planning.paper_volumes import paper_volume, width
 from engine.planning.program import Dtype, Phase, Program
 from engine.planning.slices import Slice, Wraps, slices_of
-
-MIN_ROWS = 8
-"""Of a decode program (engine/compilation/options.py)."""
 
 MOST_CHIPS = 1024
 """Of slices that are proposed where others are too small."""
@@ -202,7 +200,7 @@ def rows_of(asked: Asked, layouts: Layouts) -> int | None:
     """Of the program: slots are filled up until they divide over the chips; a prefill that does not is impossible."""
     chips, size = layouts.mesh.chips, layouts.mesh.size
     if asked.phase == "decode":
-        return _up_to(max(asked.batch, MIN_ROWS), chips)
+        return slot_rows(asked.batch, chips)
     layout = layouts.prefill
     rows = math.lcm(size(layout.attention_rows), chips // math.gcd(asked.context_tokens, chips))
     if asked.batch % rows or asked.context_tokens % size(layout.attention_sequence):
@@ -309,7 +307,3 @@ def _names(slices: Sequence[Slice]) -> str:
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
-
-
-def _up_to(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
