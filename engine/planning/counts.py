@@ -11,7 +11,7 @@ These are counts, not times: engine/planning/cost.py says what they take.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.layout import Axes
 from engine.model.params import Parameter
@@ -62,7 +62,7 @@ def counts(program: Program) -> Counts:
 
 
 def collectives(program: Program) -> tuple[Collective, ...]:
-    """Tokens are padded to a number that every chip has as many of."""
+    """Of as many tokens as there are; where that is less than every chip can have one of, in proportion."""
     tokens = -(-program.tokens // program.chips) * program.chips
     traffic = Traffic(
         program.config,
@@ -74,7 +74,12 @@ def collectives(program: Program) -> tuple[Collective, ...]:
         ITEM_BYTES[program.weights],
         program.micro_tokens,
     )
-    return tuple(traffic.program())
+    if tokens == program.tokens:
+        return tuple(traffic.program())
+    share = program.tokens / tokens
+    return tuple(
+        one if one.what.endswith("weights") else replace(one, bytes=one.bytes * share) for one in traffic.program()
+    )
 
 
 def nominal_parameters(program: Program) -> float:
