@@ -32,6 +32,8 @@ class CompilerFacts:
     """Of the cycles in its estimates."""
     link_bytes_per_second: float
     """One link of the torus, one way, in its scheduler's costs."""
+    device_kind: str
+    """How jax calls a device of it."""
     config: str | None = None
     """Name of the chip's configuration; "megacore" makes two cores one device."""
     options: Mapping[str, str] | None = None
@@ -39,11 +41,13 @@ class CompilerFacts:
 
 
 FACTS: Mapping[str, CompilerFacts] = {
-    "v4": CompilerFacts(1.05e9, 44.8e9, "megacore", _ASYNC_GATHER),
-    "v5e": CompilerFacts(1.5e9, 46.7e9),
-    "v5p": CompilerFacts(1.75e9, 93.4e9, "megacore", _ASYNC_GATHER_AS_FUSION),
-    "v6e": CompilerFacts(1.75e9, 93.4e9, None, _ASYNC_GATHER_AS_FUSION),
-    "tpu7x": CompilerFacts(2.2e9, 108e9, None, _ASYNC_GATHER_AS_FUSION),  # clock inferred: peak / (2 x 4 x 256 x 256)
+    "v4": CompilerFacts(1.05e9, 44.8e9, "TPU v4", "megacore", _ASYNC_GATHER),
+    "v5e": CompilerFacts(1.5e9, 46.7e9, "TPU v5 lite"),
+    "v5p": CompilerFacts(1.75e9, 93.4e9, "TPU v5", "megacore", _ASYNC_GATHER_AS_FUSION),
+    "v6e": CompilerFacts(1.75e9, 93.4e9, "TPU v6 lite", None, _ASYNC_GATHER_AS_FUSION),
+    "tpu7x": CompilerFacts(
+        2.2e9, 108e9, "TPU7x", None, _ASYNC_GATHER_AS_FUSION
+    ),  # clock inferred: peak / (2 x 4 x 256 x 256)
 }
 
 
@@ -152,9 +156,9 @@ class Topology:
         return found
 
 
-def options_for(chip: str) -> dict[str, str]:
-    """Compiler options for a chip by name; nothing for what is no TPU."""
-    return dict((FACTS[chip].options if chip in FACTS else None) or {})
+def options_for(device_kind: str) -> dict[str, str]:
+    """Compiler options for a device as jax calls it, "TPU v4"; nothing for what is no TPU."""
+    return next((dict(facts.options or {}) for facts in FACTS.values() if facts.device_kind == device_kind), {})
 
 
 def _check(text: str, chip: Chip, shape: tuple[int, ...]) -> None:

@@ -40,6 +40,7 @@ _ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v4-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+    "LIBTPU_INIT_ARGS": "--fibers_default_thread_stack_size=1048576",  # some programs overflow its own stacks
     "TPU_LOG_DIR": "disabled",
     "TPU_MIN_LOG_LEVEL": "0",
     "TPU_STDERR_LOG_LEVEL": "0",

@@ -24,6 +24,7 @@ from engine.model.exchange import fold, plan_exchange, send
 from engine.model.expert_strategy import Strategy, entered_over, expert_axes, strategy
 from engine.model.mixture import mixture
 from engine.model.params import Params
+from engine.model.partition import gather_weight
 from engine.model.quantized import Quantized, parts
 from engine.model.routing import combine, route, sort_by_expert
 
@@ -70,12 +71,14 @@ def experts(
 
 def _in_use(layer: Params, over: Axes, count: int, layout: Layout) -> Params:
     """The matrices at rest, gathered wherever they are not split in use; int8 as int8. Scales are whole at rest."""
-    gathered = {*layout.gathered, *layout.experts_split(count)} - {*over}
+    split_at_rest = {*layout.gathered, *layout.experts_split(count)}
+    gathered: Axes = tuple(axis for axis in layout.everything if axis in split_at_rest and axis not in over)
 
     def gather(weight: Array | Quantized, *dims: Axis) -> Array | Quantized:
         values, scale = parts(weight)
-        for dim, axes in enumerate(layout.at_rest(dims, 1, count)):
-            values = all_gather(values, tuple(axis for axis in axes if axis in gathered), dim)
+        split = layout.at_rest(dims, 1, count)
+        values = gather_weight(values, split, gathered)
+        for dim, axes in enumerate(split):
             if scale is not None and dim < scale.ndim:
                 scale = shard(scale, tuple(axis for axis in axes if axis not in gathered), dim)
         return values if scale is None else Quantized(values, scale)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from engine.collectives import all_gather, reduce_scatter, shard
-from engine.layout import DimAxes, HeldSizes, Layout
+from engine.layout import Axes, DimAxes, HeldSizes, Layout
 from engine.model.config import ModelConfig
 from engine.model.linear import linear
 from engine.model.params import Params, declare
@@ -60,9 +60,7 @@ class Partition:
 
     def _gather(self, name: str, weight: Weight) -> Weight:
         def gather(x: Array) -> Array:
-            for dim, over in enumerate(self._split_at_rest(name)):
-                x = all_gather(x, tuple(axis for axis in over if axis in self.layout.gathered), dim)
-            return x
+            return gather_weight(x, self._split_at_rest(name), self.layout.gathered)
 
         if not isinstance(weight, Quantized):
             return gather(weight)
@@ -100,6 +98,16 @@ class Partition:
     def vector(self, values: Array | None) -> Array | None:
         """The part of a norm's scale or bias that stands beside this chip's part of the residual stream."""
         return None if values is None else shard(values, self.layout.used_embed)
+
+
+def gather_weight(x: Array, split: DimAxes, over: Axes) -> Array:
+    """A matrix split so, gathered over these of its axes.
+
+    The last gather is the largest, so that is the one over most axes: it uses the rings of all of them.
+    """
+    for dim, axes in sorted(enumerate(split), key=lambda one: len([axis for axis in one[1] if axis in over])):
+        x = all_gather(x, tuple(axis for axis in axes if axis in over), dim)
+    return x
 
 
 def sharded(bias: Array | None, split: DimAxes) -> Array | None:

@@ -146,8 +146,8 @@ class Traffic:
                 continue
             declared: Parameter = layer[name]
             split = self.layout.at_rest(declared.axes, self.held.kv_heads, self.config.expert_count)
-            parts: list[Axes] = [tuple(axis for axis in over if axis in gathered) for over in reversed(split)]
-            groups = tuple(group for axes in parts if axes for group in self._groups("all-gather", axes))
+            parts: list[Axes] = sorted((tuple(axis for axis in over if axis in gathered) for over in split), key=len)
+            groups = tuple(group for axes in reversed(parts) if axes for group in self._groups("all-gather", axes))
             used = math.prod(
                 self._part(size, _without(over, gathered)) for size, over in zip(declared.shape, split, strict=True)
             )

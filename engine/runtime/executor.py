@@ -18,6 +18,7 @@ from engine.cache.pages import NULL_PAGE, PagedCache
 from engine.compilation.options import DecodeOptions
 from engine.compilation.placement import Placement
 from engine.compilation.programs import COPIES_AT_A_TIME, Program, ProgramSet
+from engine.compilation.topology import options_for
 from engine.model.params import Params, leaves
 from engine.model.quantized import Quantized
 from engine.steps.decode import Generated, Slots
@@ -81,9 +82,21 @@ class Executor:
             args = tuple(self._placed(arg, spec) for arg, spec in zip(args, program.in_specs, strict=True))
         if program.name not in self._compiled:
             start = time.perf_counter()
-            self._compiled[program.name] = program.jitted(self._placement).lower(*args).compile()
+            self._compiled[program.name] = self._compile(program.jitted(self._placement).lower(*args))
             logger.info("compiled %s in %.1f s", program.name, time.perf_counter() - start)
         return self._compiled[program.name](*args)
+
+    def _compile(self, lowered: Any) -> Any:
+        """With the options that the check of a plan compiles with, if this machine's compiler has them."""
+        device = next(iter(jax.tree.leaves(self._params)[0].devices()))
+        options = options_for(device.device_kind)
+        try:
+            return lowered.compile(compiler_options=options or None)
+        except jax.errors.JaxRuntimeError as error:
+            if "No such compile option" not in str(error):
+                raise
+            logger.warning("without the options that hide communication, which this compiler does not have: %s", error)
+            return lowered.compile()
 
     def _placed(self, arg: Any, spec: Any) -> Any:
         """Arrays of the host on the mesh; others are there already."""

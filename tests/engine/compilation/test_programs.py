@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from engine.compilation.placement import Placement
+from engine.runtime import executor
 from engine.runtime.executor import Executor
 from engine.runtime.slot_table import SlotTable
 from tests.engine.tiny import CONFIG, EOS, options, random_params
@@ -47,3 +48,13 @@ def test_each_program_is_compiled_once() -> None:
     assert programs._compiled["score[4x16]"] is compiled
     assert programs.names == ("score[4x16]",)
     np.testing.assert_array_equal(first[0], second[0])
+
+
+def test_options_that_the_compiler_does_not_have_are_left_out(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(executor, "options_for", lambda kind: {f"xla_only_of_{kind}": "true"})
+    tokens = np.ones((4, 16), np.int32)
+    got = Executor(random_params(), Placement(CONFIG), SHAPES, EOS).score(tokens)
+    assert "No such compile option: 'xla_only_of_cpu'" in caplog.text
+    monkeypatch.undo()
+    expected = Executor(random_params(), Placement(CONFIG), SHAPES, EOS).score(tokens)
+    np.testing.assert_array_equal(got[0], expected[0])

@@ -101,6 +101,6 @@ def test_mesh_axes_that_are_whole_axes_of_the_torus(name: str, mesh: str, axes: 
 
 
 def test_options_of_what_is_no_tpu() -> None:
-    assert options_for("h100") == {}
-    assert options_for("v5e") == {}  # gathers are asynchronous there without being asked
-    assert options_for("v6e")["xla_enable_async_all_gather"] == "ENABLED"
+    assert options_for("NVIDIA H100 80GB HBM3") == {}
+    assert options_for("TPU v5 lite") == {}  # gathers are asynchronous there without being asked
+    assert options_for("TPU v6 lite")["xla_enable_async_all_gather"] == "ENABLED"

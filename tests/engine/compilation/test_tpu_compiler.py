@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from engine.compilation import tpu_compiler
 from engine.compilation.hlo_report import report
-from engine.compilation.topology import Topology
+from engine.compilation.topology import FACTS, Topology, options_for
 from engine.compilation.tpu_compiler import CompilerFailed, CompilerMissing, compile_programs, mesh_axes
 from engine.errors import NoFeasiblePlan
 from engine.mesh import MeshShape
@@ -51,7 +51,21 @@ def dies(mesh: Mesh, how: str) -> Iterator[tuple[str, Any, Any]]:
     yield "never", None, ()
 
 
+def nothing(mesh: Mesh, kind: str) -> Iterator[tuple[str, Any, Any]]:
+    if (found := mesh.devices.item(0).device_kind) != kind:
+        raise NoFeasiblePlan(f"jax calls it {found}")
+    yield from products(mesh, 8)
+
+
 # What it answers.
+
+
+@compiles
+@pytest.mark.parametrize("chip", ["v4", "v5p"])
+def test_a_device_s_kind_is_what_its_options_are_found_by(chip: str) -> None:
+    kind = FACTS[chip].device_kind
+    assert compile_programs(Topology.parse(f"{chip}:1x1x1"), MeshShape(1, 1, 1), f"{HERE}:nothing", kind)
+    assert options_for(kind) == FACTS[chip].options
 
 
 @compiles
