@@ -1,6 +1,6 @@
 """How long a program takes, from what it does (engine/planning/counts.py) and what a chip can do.
 
-    seconds  = max(compute, movement) + cache + latency
+    seconds  = max(compute + unhidden_fraction of activations' collectives, movement) + cache + latency
     compute  = FLOPs / (matmul_fraction peak) + vector_passes vector bytes / HBM bandwidth
     movement = the longer of weights and collectives + exposed_fraction of the shorter
     weights  = weight bytes / (memory_fraction HBM bandwidth),    cache likewise
@@ -16,17 +16,28 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engine.axes import MeshAxis
 from engine.mesh import AXES, MeshShape
 from engine.planning.calibration import PAPER, Calibration
 from engine.planning.chips import Chip
-from engine.planning.collectives import Collective
-from engine.planning.counts import Counts, counts
+from engine.planning.counts import Counts, Sent, counts
 from engine.planning.program import Program
 
 Rings = tuple[bool, bool, bool]
 """For each axis of a mesh, whether its last chip is linked to its first."""
+
+
+class Links(NamedTuple):
+    """Seconds of collectives at the rate of one link, one way."""
+
+    line: float = 0.0
+    """Along axes that are no rings."""
+    ring: float = 0.0
+
+    def seconds(self, constants: Calibration) -> float:
+        return (self.line + self.ring / constants.ring_gain) / constants.link_fraction
 
 
 @dataclass(frozen=True)
@@ -37,10 +48,9 @@ class Ideal:
     vector: float
     weights: float
     cache: float
-    line: float
-    """Of collectives along axes that are no rings, at the rate of one link, one way."""
-    ring: float
-    """The same of those that are."""
+    activations: Links
+    gathers: Links
+    """Of weights."""
     hops: int
     layers: int
 
@@ -83,9 +93,8 @@ class Cost:
     def collective_bytes_by_axis(self) -> Mapping[str, float]:
         """By the axes of an instruction, such as "x" or "zy"."""
         sent: defaultdict[str, float] = defaultdict(float)
-        for one in self.counts.collectives:
-            for stage in one.stages:
-                sent["".join(stage.axes)] += one.times * stage.wire_bytes
+        for one in self.counts.sent:
+            sent["".join(one.axes)] += one.wire_bytes
         return dict(sent)
 
     @property
@@ -117,34 +126,38 @@ def ideal(program: Program, done: Counts, wraps: Rings | None = None) -> Ideal:
     chip = program.chip
     rings = wraps or rings_of(chip, program.layouts.mesh)
     memory = chip.hbm_bytes_per_second / chip.devices
-    line, ring, hops = _sent(done.collectives, _links(chip, program.layouts.mesh), dict(zip(AXES, rings, strict=True)))
+    activations, gathers = (
+        _over_links([one for one in done.sent if one.of_weights == of], program.layouts.mesh, chip, rings)
+        for of in (False, True)
+    )
     return Ideal(
         products=done.flops / (chip.bf16_flops_per_second / chip.devices),
         vector=done.vector_bytes / memory,
         weights=done.weight_bytes / memory,
         cache=done.kv_bytes / memory,
-        line=line,
-        ring=ring,
-        hops=hops,
+        activations=activations,
+        gathers=gathers,
+        hops=sum(one.times * _hops(one, chip, program.layouts.mesh, rings) for one in done.sent),
         layers=program.config.layers,
     )
 
 
 def timed(work: Ideal, constants: Calibration) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of each resource alone, and what is left of each when they overlap."""
+    activations = work.activations.seconds(constants)
     parts = {
         "compute": work.products / constants.matmul_fraction + constants.vector_passes * work.vector,
         "weights": work.weights / constants.memory_fraction,
         "kv": work.cache / constants.memory_fraction,
-        "collectives": (work.line + work.ring / constants.ring_gain) / constants.link_fraction,
+        "collectives": activations + work.gathers.seconds(constants),
         "latency": work.hops * constants.hop_seconds + work.layers * constants.layer_seconds,
     }
     shorter = "weights" if parts["weights"] < parts["collectives"] else "collectives"
     moved = {name: parts[name] for name in ("weights", "collectives")}
     moved[shorter] *= constants.exposed_fraction
-    if parts["compute"] >= sum(moved.values()):
-        return parts, parts | dict.fromkeys(moved, 0.0)
-    return parts, parts | moved | {"compute": 0.0}
+    computed = {"compute": parts["compute"], "collectives": constants.unhidden_fraction * activations}
+    bound = max(computed, moved, key=lambda some: sum(some.values()))
+    return parts, dict.fromkeys(parts, 0.0) | {name: parts[name] for name in ("kv", "latency")} | bound
 
 
 def rings_of(chip: Chip, mesh: MeshShape) -> Rings:
@@ -167,23 +180,23 @@ def _links(chip: Chip, mesh: MeshShape) -> dict[MeshAxis, float]:
     return links
 
 
-def _sent(
-    collectives: Iterable[Collective], links: Mapping[MeshAxis, float], rings: Mapping[MeshAxis, bool]
-) -> tuple[float, float, int]:
-    """Seconds along lines and along rings, and hops: half way around a ring, all along a line.
-
-    A collective over two axes at once goes at the pace of the slower one.
+def _over_links(sent: Iterable[Sent], mesh: MeshShape, chip: Chip, rings: Rings) -> Links:
+    """A collective over two axes at once takes as long as one after the other, on the average of both orders: of the
+    D (ab - 1) / ab it sends over a x b chips, D (a - 1) / ab and D (b - 1) / b, or the other way about.
     """
+    links = _links(chip, mesh)
     line = ring = 0.0
-    hops = 0
-    for one in collectives:
-        for stage in one.stages:
-            seconds = one.times * stage.wire_bytes / min(links[axis] for axis in stage.axes)
-            if all(rings[axis] for axis in stage.axes):
-                ring += seconds
-            else:
-                line += seconds
-            sizes = zip(stage.axes, one.lengths(stage.axes), strict=True)
-            along = sum(size // 2 if rings[axis] else size - 1 for axis, size in sizes)
-            hops += one.times * along * (2 if stage.kind == "all-reduce" else 1)
-    return line, ring, hops
+    for one in sent:
+        gathered = one.wire_bytes / (1 - 1 / mesh.size(one.axes))
+        for axis in one.axes:
+            size, others = mesh.size((axis,)), mesh.size(one.axes) / mesh.size((axis,))
+            seconds = gathered * (1 - 1 / size) * (1 + 1 / others) / 2 / links[axis]
+            ring, line = (ring + seconds, line) if rings[AXES.index(axis)] else (ring, line + seconds)
+    return Links(line, ring)
+
+
+def _hops(one: Sent, chip: Chip, mesh: MeshShape, rings: Rings) -> int:
+    """Half way around a ring, all along a line, one through a switch; an all-reduce goes twice."""
+    sizes = [(mesh.size((axis,)), rings[AXES.index(axis)]) for axis in one.axes]
+    once = sum(size // 2 if is_ring else size - 1 for size, is_ring in sizes) if chip.is_tpu else len(sizes)
+    return 2 * once if one.kind == "all-reduce" else once

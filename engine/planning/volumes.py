@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from engine.layout import Axes, HeldSizes, Layout
 from engine.model.config import ModelConfig
 from engine.model.expert_strategy import entered_over, expert_axes, strategy
-from engine.model.params import Parameter
+from engine.model.params import Parameter, declare_layer
 from engine.planning.collectives import Collective, Kind
-from engine.planning.program import MICRO_TOKENS, Phase, one_layer
+from engine.planning.program import MICRO_TOKENS, Phase
 
 LOOKED_UP_TOKENS = 16384
 """At a time in the embedding (engine/model/decoder.py)."""
@@ -140,7 +140,7 @@ class Traffic:
         yield from self._gathered_weights(self.layout.gathered, *names)
 
     def _gathered_weights(self, gathered: Axes, *names: str) -> Iterator[Collective]:
-        layer = one_layer(self.config, self.held)
+        layer = declare_layer(self.config, self.held)
         for name in names:
             if name not in layer:
                 continue
