@@ -111,7 +111,7 @@ def _of_figure_1() -> list[Point]:
     """The csv gives rows per chip. 540B ran on 64 chips; 62B decoded on 16 and from 64 rows a chip on 8 (the frontier's
     cost leaps there, and table 3 has 8 chips at 64), and prefilled on 16 with one or two rows, else on 32 (table 3)."""
     found = []
-    for row in csv.DictReader(POINTS.open()):
+    for row in csv.DictReader(POINTS.read_text().splitlines()):
         if not row["figure"].startswith("fig1"):
             continue
         phase: Phase = "decode" if "decode" in row["figure"] else "prefill"
@@ -140,7 +140,7 @@ def _of_tables() -> list[Point]:
         ("62b", 32, "prefill", 512, "bfloat16", "wg-xyz", "batch", 20.2),
         ("62b", 8, "decode", 512, "bfloat16", "ws2d", "batch", 5.1 / GENERATED),
     )
-    return [Point("tables 2,3", model, program_of(model, *how), seconds) for model, *how, seconds in rows]
+    return [Point("tables 2,3", row[0], program_of(*row[:7]), row[7]) for row in rows]
 
 
 def _of_efficiencies() -> Iterator[Point]:

@@ -165,7 +165,7 @@ def _products(config: ModelConfig, held: HeldSizes, phase: Phase) -> tuple[_Prod
     whole = _sum_of(each.values())
     if phase == "prefill":
         return _sum_of(each[name] for name in ("key", "value")), whole.times(config.layers - 1)
-    head = _Products(held.vocab * config.embed, held.vocab + config.embed)
+    head = _Products(float(held.vocab * config.embed), float(held.vocab + config.embed))
     return head, whole.times(config.layers)
 
 
@@ -173,7 +173,7 @@ def _product(config: ModelConfig, declared: Parameter) -> _Products:
     inputs = math.prod(declared.shape[len(declared.shape) - declared.inputs :])
     outputs = declared.size // inputs
     if not config.experts or "experts" not in declared.axes:
-        return _Products(declared.size, inputs + outputs)
+        return _Products(float(declared.size), float(inputs + outputs))
     chosen, count = config.experts.per_token, config.experts.count
     return _Products(declared.size * chosen / count, chosen * (inputs + outputs / count))
 
@@ -213,7 +213,7 @@ def _weight_bytes(program: Program) -> float:
 def _read_share(program: Program, declared: Parameter) -> float:
     """Of a mixture's experts, those that some token goes to, if each token chooses as it likes."""
     experts = program.config.experts
-    if experts is None or "experts" not in declared.axes:
+    if experts is None or "experts" not in declared.axes or not declared.is_matrix:
         return 1.0
     return 1 - (1 - experts.per_token / experts.count) ** program.tokens
 
