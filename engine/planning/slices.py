@@ -81,7 +81,8 @@ class Slice:
         """Every mesh that lies on the slice, with the axes that are rings."""
         found: dict[MeshShape, Wraps] = {}
         if not self.chip.is_tpu:
-            return dict.fromkeys(_factors(self.chips), (True, True, True))
+            return dict.fromkeys([self.mesh, *_factors(self.chips)], (True, True, True))
+        found[self.mesh] = self.wraps  # the first, as the one to take where others are no better
         real = [axis for axis, size in enumerate(self.grid) if size > 1]
         for where in itertools.product(range(3), repeat=len(real)):
             spans = [[axis for axis, at in zip(real, where, strict=True) if at == of] for of in range(3)]
@@ -101,10 +102,8 @@ class Slice:
         return self.meshes().get(mesh, (False, False, False))
 
     def _closes(self, axes: list[int]) -> bool:
-        """One axis by its own wrap-around; two or more by a walk through the rectangle, if it has an even side."""
-        if len(axes) == 1:
-            return self.wraps[axes[0]]
-        return any(self.grid[axis] % 2 == 0 for axis in axes)
+        """An axis made of several is sent along all of them, as they lie: it is as slow as the slowest."""
+        return bool(axes) and all(self.wraps[axis] for axis in axes)
 
 
 def slices_of(chip: Chip, most_chips: int) -> list[Slice]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Var
 from jax.sharding import AbstractMesh, AxisType
 
-from engine.compilation.options import DecodeOptions, Parts
+from engine.compilation.options import DecodeOptions
 from engine.compilation.placement import Placement
 from engine.compilation.programs import Program, ProgramSet
 from engine.layout import Layouts
@@ -19,6 +19,7 @@ from engine.mesh import AXES
 from engine.model.config import ModelConfig
 from engine.model.params import Parameter, build
 from engine.model.quantized import Quantized
+from engine.planning.buckets import Parts
 from engine.planning.collectives import Kind, Stage
 from engine.steps.decode import empty_slots
 
