@@ -15,7 +15,7 @@ from engine.model.config import ModelConfig
 from engine.model.params import Parameter, declare, declare_layer
 from engine.planning.chips import Chip
 
-Phase = Literal["prefill", "decode"]
+Phase = Literal["prefill", "decode", "score"]
 Dtype = Literal["float32", "bfloat16", "int8"]
 
 ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -25,7 +25,7 @@ MICRO_TOKENS = 16384
 
 @dataclass(frozen=True)
 class Program:
-    """Prefill of `rows` sequences, or a step of decode with as many slots."""
+    """Prefill or scoring of `rows` sequences, or a step of decode with as many slots."""
 
     config: ModelConfig
     chip: Chip
@@ -33,7 +33,7 @@ class Program:
     phase: Phase
     rows: int
     context_tokens: int
-    """Length of the sequences in prefill. In decode what the cache has room for, and how much of it a step reads."""
+    """Length of the sequences; in decode what the cache has room for, and how much of it a step reads."""
     weights: Dtype = "bfloat16"
     kv: Dtype = "bfloat16"
     micro_tokens: int = MICRO_TOKENS

@@ -16,7 +16,11 @@ from engine.planning.memory import cache_bytes
 from engine.planning.named_models import NAMED_MODELS, named_model
 from engine.planning.program import Dtype, Phase, Program
 from engine.planning.volumes import Traffic
-from tests.engine.planning.traced import product_flops_of_decode, product_flops_of_prefill
+from tests.engine.planning.traced import (
+    product_flops_of_decode,
+    product_flops_of_prefill,
+    product_flops_of_score,
+)
 
 V4 = named_chip("v4")
 
@@ -57,7 +61,16 @@ def test_products_are_those_of_the_traced_program(
     assert counts(decode).matmul_flops == product_flops_of_decode(decode.config, decode.layouts, 64, 256)
 
 
-@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_scoring_computes_all_layers_and_all_logits() -> None:
+    one = program("llama-3.1-70b", "2x2x2", "score", 16, 128, ("wg-x", "batch"), layers=2)
+    assert counts(one).matmul_flops == product_flops_of_score(one.config, one.layouts, 16, 128)
+    prefill = counts(replace(one, phase="prefill"))
+    assert counts(one).attention_flops == 2 * prefill.attention_flops > 0
+    assert counts(one).weight_bytes > 1.5 * prefill.weight_bytes
+    assert counts(one).kv_bytes == 0
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode", "score"])
 def test_what_is_sent_is_what_volumes_count(phase: Phase) -> None:
     one = program("llama-3.1-405b", "4x4x4", phase, 64, 1024, ("wg-x", "batch"), weights="int8")
     tokens = 64 if phase == "decode" else 64 * 1024

@@ -39,6 +39,21 @@ def traced_prefill(config: ModelConfig, layouts: Layouts, rows: int, seq: int, i
     return _stages(*_prefill(config, layouts, rows, seq, int8))
 
 
+def traced_score(config: ModelConfig, layouts: Layouts, rows: int, seq: int, int8: bool = False) -> list[Stage]:
+    """Of scoring all positions."""
+    return _stages(*_score(config, layouts, rows, seq, int8))
+
+
+def product_flops_of_score(config: ModelConfig, layouts: Layouts, rows: int, seq: int) -> int:
+    """On one chip."""
+    return _products(_equations(_traced(*_score(config, layouts, rows, seq, False))))
+
+
+def _score(config: ModelConfig, layouts: Layouts, rows: int, seq: int, int8: bool) -> tuple[Any, ...]:
+    programs = _programs(config, layouts, rows, seq, int8)
+    return programs, programs.score(rows, seq), _params(programs), _of(jnp.int32, rows, seq)
+
+
 def product_flops_of_prefill(config: ModelConfig, layouts: Layouts, rows: int, seq: int) -> int:
     """On one chip."""
     return _products(_equations(_traced(*_prefill(config, layouts, rows, seq, False))))
