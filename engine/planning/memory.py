@@ -21,7 +21,7 @@ from engine.layout import Axes, DimAxes
 from engine.model.params import Parameter
 from engine.planning.program import ITEM_BYTES, Program
 from engine.planning.tiling import compact_bytes, tiled_bytes
-from engine.planning.volumes import LOOKED_UP_TOKENS
+from engine.planning.volumes import LOOKED_UP_TOKENS, SCORED_POSITIONS
 
 PAGE_TOKENS = 128
 CHUNK_STEPS = 32
@@ -79,12 +79,17 @@ class Memory:
 
 def memory(program: Program) -> Memory:
     """What the compiler would say of this program."""
-    is_prefill = program.phase == "prefill"
+    of_phase = {
+        "prefill": (_prefilled_bytes, _prefill_moments),
+        "score": (_scores_bytes, _score_moments),
+        "decode": (_generated_bytes, _decode_moments),
+    }
+    results, moments = of_phase[program.phase]
     return Memory(
         weights=weight_bytes(program) - _unused_bytes(program),
-        cache=0 if is_prefill else cache_bytes(program),
-        results=_prefilled_bytes(program) if is_prefill else _generated_bytes(program),
-        moments=tuple(_prefill_moments(program) if is_prefill else _decode_moments(program)),
+        cache=cache_bytes(program) if program.phase == "decode" else 0,
+        results=results(program),
+        moments=tuple(moments(program)),
         on_chip=program.chip.filled_on_chip_bytes,
     )
 
@@ -104,7 +109,7 @@ def weight_bytes(program: Program) -> int:
 def _unused_bytes(program: Program) -> int:
     """Prefill ends with the last layer's keys and values; what comes after is no argument, unless a barrier holds
     the whole layer, as where weights are gathered."""
-    if program.phase == "decode":
+    if program.phase != "prefill":
         return 0
     unused = [declared for name, declared in program.outside_layers.items() if name == "head"]
     if not program.layout.gathered:
@@ -140,6 +145,12 @@ def _prefilled_bytes(program: Program) -> int:
     return 2 * program.config.layers * compact_bytes(_own(program, shape, split), program.activation_bytes)
 
 
+def _scores_bytes(program: Program) -> int:
+    """A log-probability and a flag for each token."""
+    shape = (program.rows, program.context_tokens)
+    return compact_bytes(shape, _FLOAT32) + compact_bytes(shape, 1)
+
+
 def _generated_bytes(program: Program) -> int:
     """Tokens, log-probabilities and the likeliest alternatives of a chunk of steps."""
     chosen, best = (CHUNK_STEPS, program.rows), (CHUNK_STEPS, program.rows, TOP_LOGPROBS)
@@ -153,6 +164,20 @@ def _decode_moments(program: Program) -> Iterator[Moment]:
     layout = program.layout
     logits = (program.part(program.rows, ()), program.part(program.held.vocab, layout.rest_ffn))
     yield Moment("sampling", (Held("logits", tiled_bytes(logits, _FLOAT32)),))
+
+
+def _score_moments(program: Program) -> Iterator[Moment]:
+    """Prefill's, with the last layer whole, and logits of a few positions of every chip."""
+    yield _embedding(program)
+    yield _attention(program)
+    yield _feedforward(program)
+    layout = program.layout
+    positions = math.gcd(program.part(program.tokens, layout.tokens), SCORED_POSITIONS)
+    logits = (positions * program.layouts.mesh.size(layout.tokens), program.part(program.held.vocab, layout.rest_ffn))
+    yield Moment(
+        "log-probabilities",
+        (Held("residual stream", _residual(program)), Held("logits", 2 * tiled_bytes(logits, _FLOAT32))),
+    )
 
 
 def _prefill_moments(program: Program) -> Iterator[Moment]:

@@ -6,16 +6,16 @@ engine/planning/memory.py says what it holds, engine/planning/cost.py how long i
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
 
 from engine.layout import Axes, HeldSizes, Layout, Layouts, held_sizes
 from engine.model.config import ModelConfig
-from engine.model.params import Parameter, declare
+from engine.model.params import Parameter, declare, declare_layer
 from engine.planning.chips import Chip
 
-Phase = Literal["prefill", "decode"]
+Phase = Literal["prefill", "decode", "score"]
 Dtype = Literal["float32", "bfloat16", "int8"]
 
 ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -25,7 +25,7 @@ MICRO_TOKENS = 16384
 
 @dataclass(frozen=True)
 class Program:
-    """Prefill of `rows` sequences, or a step of decode with as many slots."""
+    """Prefill or scoring of `rows` sequences, or a step of decode with as many slots."""
 
     config: ModelConfig
     chip: Chip
@@ -33,7 +33,7 @@ class Program:
     phase: Phase
     rows: int
     context_tokens: int
-    """Length of the sequences in prefill. In decode what the cache has room for, and how much of it a step reads."""
+    """Length of the sequences; in decode what the cache has room for, and how much of it a step reads."""
     weights: Dtype = "bfloat16"
     kv: Dtype = "bfloat16"
     micro_tokens: int = MICRO_TOKENS
@@ -64,12 +64,12 @@ class Program:
     @cached_property
     def layer(self) -> dict[str, Parameter]:
         """What every layer has."""
-        return one_layer(self.config, self.held)
+        return declare_layer(self.config, self.held)
 
     @cached_property
     def outside_layers(self) -> dict[str, Parameter]:
         """What stands before the first layer and after the last."""
-        params = declare(replace(self.config, layers=0, windows=()), self.held)
+        params = declare(self.config, self.held)
         return {name: declared for name, declared in params.items() if name != "layers"}
 
     def part(self, size: int, axes: Axes) -> int:
@@ -78,12 +78,13 @@ class Program:
 
 
 @lru_cache(maxsize=1024)
-def one_layer(config: ModelConfig, held: HeldSizes) -> dict[str, Parameter]:
-    """The declarations of a layer; all layers of a model have the same."""
-    return declare(replace(config, layers=1, windows=()), held)["layers"][0]
+def own_numbers(config: ModelConfig, held: HeldSizes, at_rest: Layout) -> dict[str, int]:
+    """Of each parameter of a layer, and of what is outside of layers, on one chip at rest."""
+    params = declare(config, held)
+    everything = {name: declared for name, declared in params.items() if name != "layers"} | declare_layer(config, held)
 
+    def own(declared: Parameter) -> int:
+        split = at_rest.at_rest(declared.axes, held.kv_heads, config.expert_count)
+        return math.prod(-(-size // at_rest.mesh.size(over)) for size, over in zip(declared.shape, split, strict=True))
 
-def own_numbers(program: Program, declared: Parameter) -> int:
-    """Of a parameter at rest, on one chip."""
-    split = program.layouts.decode.at_rest(declared.axes, program.held.kv_heads, program.config.expert_count)
-    return math.prod(program.part(size, axes) for size, axes in zip(declared.shape, split, strict=True))
+    return {name: own(declared) for name, declared in everything.items()}

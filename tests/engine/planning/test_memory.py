@@ -137,3 +137,14 @@ def test_only_the_fullest_moment_counts() -> None:
     assert held.fullest.what == "feed-forward"
     assert held.fullest.bytes == max(moment.bytes for moment in held.moments)
     assert held.peak > held.weights + held.results + held.fullest.bytes
+
+
+def test_scoring_holds_the_last_layer_and_logits_of_few_positions() -> None:
+    """Whole logits would be 64 x 2048 x 128 256 x 4 bytes: 67 GB."""
+    prefill = Program(named_model("llama-3.1-8b"), V4, Layouts(), "prefill", 64, 2048)
+    score = memory(replace(prefill, phase="score"))
+    assert score.weights == weight_bytes(prefill) > memory(prefill).weights
+    assert score.cache == 0
+    assert score.results < memory(prefill).results / 1000
+    logits = next(moment for moment in score.moments if moment.what == "log-probabilities")
+    assert 2 * 64 * 128_256 * 4 <= logits.held[1].bytes < 1e8
