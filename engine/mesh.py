@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,7 +41,10 @@ class MeshShape:
 
     def size(self, axes: Sequence[MeshAxis]) -> int:
         """Chips along these axes together."""
-        return math.prod(getattr(self, axis) for axis in axes)
+        chips = 1
+        for axis in axes:  # not math.prod over a generator: plans are made of a million of these
+            chips *= getattr(self, axis)
+        return chips
 
     def __str__(self) -> str:
         return f"{self.x}x{self.y}x{self.z}"

@@ -8,20 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from engine.layout import Axes, HeldSizes, Layout
 from engine.model.config import ModelConfig
 from engine.model.expert_strategy import entered_over, expert_axes, strategy
-from engine.model.params import Parameter, declare
+from engine.model.params import Parameter, declare_layer
 from engine.planning.collectives import Collective, Kind
+from engine.planning.program import MICRO_TOKENS, Phase
 
-Phase = Literal["prefill", "decode"]
-
-MICRO_TOKENS = 16384
-"""A feed-forward's (engine.model.partition.Partition)."""
 LOOKED_UP_TOKENS = 16384
 """At a time in the embedding (engine/model/decoder.py)."""
+SCORED_POSITIONS = 64
+"""Of a chip, at a time (engine/steps/score.py)."""
 
 _FLOAT32 = 4
 
@@ -66,13 +64,14 @@ class Traffic:
         ]
 
     def outside_layers(self) -> list[Collective]:
-        """Embedding, and in decode what comes after the last layer, for one step."""
+        """Embedding, and but in prefill what comes after the last layer: in decode for one step."""
         if self.phase == "prefill":
             return list(self._embedding())
-        return [*self._embedding(), *self._norm("final norm"), *self._head(), *self._sampling()]
+        last = self._sampling() if self.phase == "decode" else self._scores()
+        return [*self._embedding(), *self._norm("final norm"), *self._head(), *last]
 
     def program(self) -> list[Collective]:
-        """One prefill, or one step of decode."""
+        """One prefill, one pass that scores, or one step of decode."""
         whole = self.config.layers - (self.phase == "prefill")
         repeated = [replace(one, times=one.times * whole) for one in self.layer()]
         return [
@@ -144,7 +143,7 @@ class Traffic:
         yield from self._gathered_weights(self.layout.gathered, *names)
 
     def _gathered_weights(self, gathered: Axes, *names: str) -> Iterator[Collective]:
-        layer = declare(self.config, self.held)["layers"][0]
+        layer = declare_layer(self.config, self.held)
         for name in names:
             if name not in layer:
                 continue
@@ -192,7 +191,7 @@ class Traffic:
         """Where a chip has some of the positions of every sequence."""
         axes, head_dim = self.layout.attention_sequence, self.config.head_dim
         keys, queries = (self.tokens * heads for heads in (self.held.kv_heads, self.held.heads))
-        if self.phase == "prefill":
+        if self.phase != "decode":
             yield from self._over("key gather, sequence", "all-gather", axes, keys * head_dim)
             yield from self._over("value gather, sequence", "all-gather", axes, keys * head_dim)
             return
@@ -261,17 +260,35 @@ class Traffic:
         yield from self._over("embedding all-to-all", "all-to-all", layout.rest_embed, part, pieces=pieces)
 
     def _head(self) -> Iterator[Collective]:
-        """Tokens meet the table where it rests; then each chip gets all logits of its own slots."""
-        layout = self.layout
+        """Tokens meet the table where it rests; then in decode each chip gets all logits of its own slots. Scoring has
+        a few positions a chip at a time."""
+        layout, pieces = self.layout, self._pieces
         others = _without(layout.tokens, layout.rest_embed)
         elements = self.tokens * self._part(self.config.embed, layout.rest_embed)
-        yield from self._over("head gather", "all-gather", others, elements)
+        yield from self._over("head gather", "all-gather", others, elements, pieces=pieces)
         if layout.used_embed != layout.rest_embed:
-            yield from self._over("head all-to-all", "all-to-all", layout.rest_embed, elements)
+            yield from self._over("head all-to-all", "all-to-all", layout.rest_embed, elements, pieces=pieces)
         logits = self.tokens * self._part(self.held.vocab, layout.rest_ffn)
-        yield from self._over("logits scatter", "reduce-scatter", layout.rest_embed, logits, _FLOAT32)
-        part = self._part(logits, layout.rest_embed)
-        yield from self._over("logits all-to-all", "all-to-all", layout.rest_ffn, part, _FLOAT32)
+        yield from self._over("logits scatter", "reduce-scatter", layout.rest_embed, logits, _FLOAT32, pieces)
+        if self.phase == "decode":
+            part = self._part(logits, layout.rest_embed)
+            yield from self._over("logits all-to-all", "all-to-all", layout.rest_ffn, part, _FLOAT32)
+
+    @property
+    def _pieces(self) -> int:
+        """In which logits are made."""
+        if self.phase == "decode":
+            return 1
+        return self._residual_tokens // math.gcd(self._residual_tokens, SCORED_POSITIONS)
+
+    def _scores(self) -> Iterator[Collective]:
+        """Of the part of each piece whose logits a chip has some columns of."""
+        layout, pieces = self.layout, self._pieces
+        part = self._part(self.tokens, layout.rest_embed)
+        for what in ("largest logit", "normaliser", "target's logit", "best logit", "best token"):
+            yield from self._over(what, "all-reduce", layout.rest_ffn, part, _FLOAT32, pieces)
+        yield from self._over("log-probabilities", "all-gather", layout.rest_embed, self.tokens, _FLOAT32, pieces)
+        yield from self._over("greedy flags", "all-gather", layout.rest_embed, self.tokens, 1, pieces)
 
     def _sampling(self) -> Iterator[Collective]:
         """Every chip is told what the others sampled; the most likely alternatives only if wanted, so not here."""
