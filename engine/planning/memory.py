@@ -7,7 +7,7 @@ The temporaries are those of the moments below, each the list of what is alive t
 TPU keeps all temporaries in its on-chip memory, as in decode, the compiler's peak has what it fills of that instead.
 
 This is the peak of the compiler's schedule, which leaves out what is lost between buffers (a few per cent). Not
-foreseen: the copy of a cache whose head_dim is no multiple of 128 into another layout, and a mixture's rows.
+foreseen: a mixture's rows.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ CHUNK_STEPS = 32
 TOP_LOGPROBS = 20
 
 _FLOAT32 = 4
+_LANES = 128
+_FILLED_TILE_BYTES = 32
+"""Of a tile's rows, in bfloat16 16 of them, in int8 32."""
 _OTHER_ARGUMENTS_BYTES = 2**20
 """Tokens, slots and page tables: less than this."""
 
@@ -63,6 +66,8 @@ class Memory:
     """That take no argument's place: keys and values in prefill, tokens in decode."""
     moments: tuple[Moment, ...]
     on_chip: int
+    copies: int = 0
+    """Of arguments that the program wants in another order: there as long as it runs."""
 
     @cached_property
     def fullest(self) -> Moment:
@@ -70,7 +75,7 @@ class Memory:
 
     @property
     def temporaries(self) -> int:
-        return max(self.fullest.bytes, self.on_chip)
+        return max(self.fullest.bytes, self.on_chip) + self.copies
 
     @property
     def peak(self) -> int:
@@ -91,6 +96,7 @@ def memory(program: Program) -> Memory:
         results=results(program),
         moments=tuple(moments(program)),
         on_chip=program.chip.filled_on_chip_bytes,
+        copies=_copied_bytes(program) if program.phase == "decode" else 0,
     )
 
 
@@ -164,6 +170,24 @@ def _decode_moments(program: Program) -> Iterator[Moment]:
     layout = program.layout
     logits = (program.part(program.rows, ()), program.part(program.held.vocab, layout.rest_ffn))
     yield Moment("sampling", (Held("logits", tiled_bytes(logits, _FLOAT32)),))
+    if layout.gathered:
+        names = [name for name in ("gate", "up", "down", "query", "attention_out") if name in program.layer]
+        yield Moment("feed-forward", tuple(Held(f"gathered {name}", _used_bytes(program, name)) for name in names))
+
+
+def _copied_bytes(program: Program) -> int:
+    """attention_out, [embed, heads, head_dim], where a device's heads do not fill a tile; and a cache whose head_dim
+    does not: it lies compact, and is used padded."""
+    layout, config = program.layout, program.config
+    declared, split = _layer_split(program, "attention_out")
+    shape = _own(program, declared.shape, split)
+    item = _weight_item(program)
+    copied = 0
+    if not layout.gathered and 1 < shape[1] < _FILLED_TILE_BYTES // item:
+        copied += config.layers * math.prod(shape) * item
+    if config.head_dim % _LANES:
+        copied += cache_bytes(program) * (-(-config.head_dim // _LANES) * _LANES) // config.head_dim
+    return copied
 
 
 def _score_moments(program: Program) -> Iterator[Moment]:
@@ -171,6 +195,8 @@ def _score_moments(program: Program) -> Iterator[Moment]:
     yield _embedding(program)
     yield _attention(program)
     yield _feedforward(program)
+    if _pieces(program) > 1:
+        yield _leaving(program)
     layout = program.layout
     positions = math.gcd(program.part(program.tokens, layout.tokens), SCORED_POSITIONS)
     logits = (positions * program.layouts.mesh.size(layout.tokens), program.part(program.held.vocab, layout.rest_ffn))
@@ -185,6 +211,8 @@ def _prefill_moments(program: Program) -> Iterator[Moment]:
     if program.config.layers > 1:  # of the last layer only keys and values are computed
         yield _attention(program)
         yield _feedforward(program)
+        if _pieces(program) > 1:
+            yield _leaving(program)
 
 
 def _embedding(program: Program) -> Moment:
@@ -224,14 +252,13 @@ def _attention(program: Program) -> Moment:
 def _feedforward(program: Program) -> Moment:
     """The product with `up`, when the result with `gate` is there and `down` is being gathered."""
     layout, config = program.layout, program.config
-    tokens = program.part(_tokens(program), layout.gathered)
-    pieces = math.gcd(program.part(tokens, layout.used_embed), -(-tokens // program.micro_tokens))
-    hidden = tiled_bytes((tokens // pieces, program.part(config.ffn, layout.used_ffn)), program.activation_bytes)
+    pieces, hidden = _pieces(program), _hidden(program)
     matrices = 3 if config.gated else 2
     held = [
         Held("residual stream", _residual(program)),
         Held("entered", _entered(program)),
-        Held("gate and up", hidden * (matrices - 1)),
+        # On a chip that has all of ffn, up's product takes gate's place.
+        Held("gate and up", hidden * (matrices - 1 if layout.used_embed or layout.used_ffn else 1)),
     ]
     if pieces > 1:
         held.append(Held("a piece of what entered", _entered(program) // pieces))
@@ -248,9 +275,21 @@ def _feedforward(program: Program) -> Moment:
         held.append(Held("half-gathered matrix", matrix // program.layouts.mesh.size(last)))
         if config.parallel_block:
             held.append(Held("gathered attention_out", _used_bytes(program, "attention_out")))
-        copies = max(0, config.layers - 2)
-        held.append(Held("copies of matrices at rest, for asynchronous gathers", copies * _rest_bytes(program, "up")))
     return Moment("feed-forward", tuple(held))
+
+
+def _leaving(program: Program) -> Moment:
+    """What tokens leave the block with, [tokens.G, embed.e]: all pieces, and the whole they are put together to."""
+    hidden = _hidden(program)
+    return Moment(
+        "leaving a block",
+        (
+            Held("residual stream", _residual(program)),
+            Held("the block's result, in pieces and whole", 2 * _entered(program)),
+            # A parallel block has attention's result to add, so its last piece is further behind.
+            Held("gate, up and their product", hidden * (3 if program.config.parallel_block else 1)),
+        ),
+    )
 
 
 # Sizes.
@@ -258,6 +297,20 @@ def _feedforward(program: Program) -> Moment:
 
 def _tokens(program: Program) -> int:
     return program.rows * program.context_tokens
+
+
+def _pieces(program: Program) -> int:
+    """Of the tokens that go through a feed-forward."""
+    layout = program.layout
+    tokens = program.part(_tokens(program), layout.gathered)
+    return math.gcd(program.part(tokens, layout.used_embed), -(-tokens // program.micro_tokens))
+
+
+def _hidden(program: Program) -> int:
+    """Of a piece, between the matrices of the feed-forward."""
+    layout = program.layout
+    tokens = program.part(_tokens(program), layout.gathered) // _pieces(program)
+    return tiled_bytes((tokens, program.part(program.config.ffn, layout.used_ffn)), program.activation_bytes)
 
 
 def _residual(program: Program) -> int:
@@ -285,11 +338,6 @@ def _weight_item(program: Program) -> int:
 def _layer_split(program: Program, name: str) -> tuple[Parameter, DimAxes]:
     declared = program.layer[name]
     return declared, program.layout.at_rest(declared.axes, program.held.kv_heads, program.config.expert_count)
-
-
-def _rest_bytes(program: Program, name: str) -> int:
-    declared, split = _layer_split(program, name)
-    return math.prod(_own(program, declared.shape, split)) * _weight_item(program)
 
 
 def _used_bytes(program: Program, name: str) -> int:
