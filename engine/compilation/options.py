@@ -15,12 +15,15 @@ MIN_ROWS = 8
 MAX_STOP_TOKEN_IDS = 8
 """Of a request; the device compares each new token with this many."""
 
+MICRO_BATCHES = 4
+"""Of prefill in a pipeline, for each stage, where there are rows for so many: a stage then idles less than a fifth."""
+
 _SMALLEST_BUCKET = 32
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What must divide evenly over the chips. All one on a single chip."""
+    """What must divide evenly over the chips of a slice. All one on a single chip."""
 
     chips: int = 1
     """Slots are a multiple of this: each chip samples for its share."""
@@ -32,17 +35,20 @@ class Parts:
     """Rows of a prefill or score program are a multiple of this."""
     of_prefilled_sequence: int = 1
     """Length buckets are a multiple of this."""
+    stages: int = 1
+    """Of the pipeline over slices; slots are in as many groups, and each of them divides."""
 
     @classmethod
     def of(cls, layouts: Layouts) -> Parts:
         prefill, decode, size = layouts.prefill, layouts.decode, layouts.mesh.size
         rows = math.lcm(size(prefill.attention_rows), size(decode.attention_rows))
         return cls(
-            chips=layouts.mesh.chips,
+            chips=layouts.mesh.slice_chips,
             of_slots=size(decode.attention_rows),
             of_sequence=size(decode.attention_sequence),
             prefill_rows=rows,
             of_prefilled_sequence=size(prefill.attention_sequence),
+            stages=layouts.mesh.slices,
         )
 
 
@@ -70,7 +76,8 @@ class DecodeOptions:
     @property
     def slot_rows(self) -> int:
         """Rows of the decode program; those beyond `slots` stay empty."""
-        return _up_to(max(self.slots, MIN_ROWS), self.parts.chips)
+        stages = self.parts.stages
+        return _up_to(max(self.slots, MIN_ROWS * stages), self.parts.chips * stages)
 
     @property
     def blocks_per_slot(self) -> int:
@@ -114,9 +121,20 @@ class DecodeOptions:
 
     def rows(self, bucket: int) -> int:
         """Rows of the prefill and score programs of this bucket."""
+        fewest = self._fewest_rows(bucket) * self.micro_batches(bucket)
+        return _up_to(max(1, self.prefill_tokens // bucket), fewest)
+
+    def micro_batches(self, bucket: int) -> int:
+        """That these rows go through a pipeline in."""
+        stages = self.parts.stages
+        if stages == 1:
+            return 1
+        return min(max(stages, self.prefill_tokens // bucket // self._fewest_rows(bucket)), MICRO_BATCHES * stages)
+
+    def _fewest_rows(self, bucket: int) -> int:
+        """That divide over the chips."""
         chips = self.parts.chips
-        multiple = math.lcm(self.parts.prefill_rows, chips // math.gcd(bucket, chips))
-        return _up_to(max(1, self.prefill_tokens // bucket), multiple)
+        return math.lcm(self.parts.prefill_rows, chips // math.gcd(bucket, chips))
 
 
 def choose_options(

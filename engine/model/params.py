@@ -17,7 +17,8 @@ from engine.layout import HeldSizes, is_matrix
 from engine.model.config import ModelConfig
 
 Params = dict[str, Any]
-"""A tree of arrays shaped like `declare`'s: {"embedding", "layers": [one dict a layer], "final_norm", "head"}."""
+"""A tree of arrays shaped like `declare`'s: {"embedding", "layers": [one dict a layer of a stage], "final_norm",
+"head"}."""
 
 T = TypeVar("T")
 
@@ -41,7 +42,11 @@ class Parameter:
 
 
 def declare(config: ModelConfig, held: HeldSizes | None = None) -> Params:
-    """The tree of `Parameter` that a model with this configuration has; `held` pads it, see engine/layout.py."""
+    """The tree of `Parameter` that a model with this configuration has; `held` pads it, see engine/layout.py.
+
+    Where `held` has several stages, "layers" are those of one, and their parameters have a leading axis of stages.
+    """
+    stages = held.stages if held else 1
     size: Mapping[Axis, int] = {
         "vocab": held.vocab if held else config.vocab,
         "embed": config.embed,
@@ -99,12 +104,15 @@ def declare(config: ModelConfig, held: HeldSizes | None = None) -> Params:
         params |= feedforward()
         if config.post_norms:
             params |= norm("post_ffn_norm")
-        return params
+        return params if stages == 1 else {name: of_stages(one) for name, one in params.items()}
+
+    def of_stages(one: Parameter) -> Parameter:
+        return Parameter((stages, *one.shape), ("stages", *one.axes), one.inputs)
 
     params: Params = {"embedding": param("vocab", "embed")}
     if config.learned_positions:
         params["position_embedding"] = param("positions", "embed")
-    params |= {"layers": [layer() for _ in range(config.layers)], **norm("final_norm")}
+    params |= {"layers": [layer() for _ in range(config.layers // stages)], **norm("final_norm")}
     if not config.tied_head:
         params["head"] = param("vocab", "embed")
     return params

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from engine.collectives import all_gather, reduce_scatter, shard
@@ -47,6 +49,10 @@ class Partition:
             return held.kv_heads
         heads = held.heads // layout.mesh.size(layout.attention_heads)
         return max(1, heads * held.kv_heads // held.heads)
+
+    def own(self, layer: Params) -> Params:
+        """A layer of this chip's stage, without the axis of stages."""
+        return jax.tree.map(lambda x: lax.squeeze(x, (0,)), layer) if self.layout.over_slices else layer
 
     def split_in_use(self, name: str) -> DimAxes:
         """How a layer's matrix is split when a product takes it."""
