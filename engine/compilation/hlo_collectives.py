@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engine.compilation.hlo_text import Computation, Instruction, Module
+from engine.model.decoder import LAYER_SCOPE
 
 KINDS = (
     "all-gather",
@@ -36,6 +37,7 @@ _ASKED_FOR = re.compile(
 )
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _MEGASCALE_KINDS = {"ONE_TO_ONE": "collective-permute"}
+_LAYER = re.compile(rf'op_name="[^"]*\b{LAYER_SCOPE}(\d+)/')
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
 
@@ -55,6 +57,8 @@ class Collective:
     """What the compiler adds to D for itself."""
     was: str = ""
     """The kind that the program asked for, where the compiler made another of it; "padding" if it asked for nothing."""
+    layer: int | None = None
+    """Of the model, if it belongs to one (engine/model/decoder.py names them)."""
 
     @property
     def wire_bytes(self) -> int:
@@ -75,7 +79,8 @@ def collective_of(
     if instruction.opcode == "send" and (between := _BETWEEN_SLICES.search(instruction.attributes)):
         kind = _MEGASCALE_KINDS.get(between.group(1), between.group(1).lower().replace("_", "-"))
         slices, sent = dict(mesh).get("slice", 1), computation.operand(instruction).size_bytes
-        return Collective(kind, ("slice",), slices, sent * slices if kind == "all-gather" else sent, is_async=True)
+        moved = sent * slices if kind == "all-gather" else sent
+        return Collective(kind, ("slice",), slices, moved, is_async=True, layer=_layer(instruction))
     if instruction.opcode not in ("fusion", "async-start"):
         return None
     fused = module.called(instruction) or module.called(instruction, "called_computation")
@@ -128,7 +133,13 @@ def _collective(
         bytes=operand_bytes * group if kind == "all-gather" else operand_bytes,
         is_async=is_async,
         was=was,
+        layer=_layer(instruction),
     )
+
+
+def _layer(instruction: Instruction) -> int | None:
+    found = _LAYER.search(instruction.attributes)
+    return int(found.group(1)) if found else None
 
 
 def _grouped_axes(instruction: Instruction, mesh: Sequence[tuple[str, int]]) -> tuple[tuple[str, ...], int]:

@@ -34,14 +34,10 @@ class Sent:
 
     collective: Collective
     count: int
-    layers: int
+    of_a_layer: int
+    """How many of these runs are those of one layer, in the middle of the model."""
     seconds: float
     """All runs together, one after the other."""
-
-    @property
-    def is_of_layers(self) -> bool:
-        """Whether it can be one of every layer: it runs a whole number of times for each."""
-        return self.count % self.layers == 0
 
     def to_json(self) -> dict[str, Any]:
         one = self.collective
@@ -52,8 +48,8 @@ class Sent:
             "count": self.count,
             "bytes": one.bytes * self.count,
             "wire_bytes": one.wire_bytes * self.count,
-            "count_per_layer": self.count // self.layers if self.is_of_layers else 0,
-            "bytes_per_layer": one.bytes * self.count // self.layers if self.is_of_layers else 0,
+            "count_per_layer": self.of_a_layer,
+            "bytes_per_layer": one.bytes * self.of_a_layer,
             "bytes_each": one.bytes,
             "padding_bytes": one.padding_bytes * self.count,
             "async": one.is_async,
@@ -138,20 +134,26 @@ def report(
 ) -> Report:
     """Reads a compiled program's text.
 
-    `mesh` is axes' names and sizes, major first; `shape` that of one slice; `assumed_runs` as `Loops` takes it.
+    `mesh` is axes' names and sizes, major first; `shape` that of one slice; `layers` how many the model has;
+    `assumed_runs` as `Loops` takes it.
     `of_step`: the program repeats a step until data says that it is enough; report one step.
     """
     module = parse(text)
     loops, links = Loops(module, assumed_runs), Links.of(topology, shape)
+    middle = (layers - 1) // 2  # of two, the first: prefill needs but keys and values of the last
     step = loops.step if of_step else None
-    counts, copies = _read(loops, step or module.entry, mesh)
+    by_layer, copies = _read(loops, step or module.entry, mesh)
+    counts, of_a_layer = (
+        _counted((replace(one, layer=None), count) for one, count in by_layer.items() if one.layer in some)
+        for some in ({one.layer for one in by_layer}, {middle})
+    )
     outside = None
     if step is not None:
         without_steps = Loops(module, (0, *assumed_runs[1:]))
         copies += [replace(copy, is_once=True) for copy in _read(without_steps, module.entry, mesh)[1]]
         outside = walk(without_steps, module.entry, topology, links, mesh)
     return Report(
-        sent=tuple(Sent(one, count, layers, count * links.seconds(one)) for one, count in counts.items()),
+        sent=tuple(Sent(one, count, of_a_layer[one], count * links.seconds(one)) for one, count in counts.items()),
         copies=tuple(copies),
         times=walk(loops, step or module.entry, topology, links, mesh),
         outside=outside,
@@ -175,6 +177,13 @@ def _read(
             elif copied := _copied(loops.module, computation, instruction, arguments):
                 copies.append(Copy(instruction.name, copied, instruction.size_bytes, times))
     return counts, copies
+
+
+def _counted(collectives: Iterable[tuple[Collective, int]]) -> Counter[Collective]:
+    counts: Counter[Collective] = Counter()
+    for one, count in collectives:
+        counts[one] += count
+    return counts
 
 
 def _large_arguments(entry: Computation) -> Mapping[int, str]:

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from functools import reduce
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -31,6 +32,9 @@ Attend = Callable[[int, Array, Array, Array], Array]
 of this chip (see attention_projections)."""
 
 _LOOKED_UP_TOKENS = 16384
+
+LAYER_SCOPE = "layer"
+"""What a compiled program calls the operations of layer 7: layer7/..."""
 
 ATTENTION = ("query", "key", "value", "attention_out")
 
@@ -58,7 +62,8 @@ def residual_stream(
             # Without it the compiler gathers the weights of layers to come as soon as there is a link free, and the
             # program no longer fits.
             x, layer = lax.optimization_barrier((x, layer))
-        x = _layer(x, layer, model, angles, lambda q, k, v, number=number: attend(number, q, k, v))
+        with jax.named_scope(f"{LAYER_SCOPE}{number}"):
+            x = _layer(x, layer, model, angles, lambda q, k, v, number=number: attend(number, q, k, v))
     return x
 
 

@@ -56,20 +56,25 @@ def test_a_reduce_scatter_that_became_an_all_reduce_is_a_warning() -> None:
 
 def test_what_a_loop_sends_is_counted_as_often_as_it_runs() -> None:
     one = 1024 * 512 * 2
-    counted = report_on("loop", layers=3)
+    counted = report_on("loop")
     assert {(sent.collective.kind, sent.collective.bytes): sent.count for sent in counted.sent} == {
         ("reduce-scatter", one): 3,
         ("all-gather", one): 3,
     }
     for entry in (sent.to_json() for sent in counted.sent):
-        assert (entry["count_per_layer"], entry["bytes_per_layer"], entry["bytes"]) == (1, one, 3 * one)
+        assert entry["bytes"] == 3 * one
         assert entry["wire_bytes"] == 3 * one * 3 // 4
     assert not counted.assumed_runs
 
 
-def test_what_runs_once_is_no_part_of_a_layer() -> None:
-    (entry,) = (sent.to_json() for sent in report_on("scatter", layers=2).sent)
-    assert (entry["count"], entry["count_per_layer"], entry["bytes_per_layer"]) == (1, 0, 0)
+@pytest.mark.parametrize(("layer", "of_a_layer"), [("layer1/", 1), ("layer0/", 0), ("", 0)])
+def test_what_a_layer_sends_is_what_bears_its_name(layer: str, of_a_layer: int) -> None:
+    small = SMALL["scatter"]
+    text = recorded("scatter").replace('op_name="jit(_scatter_major)/', f'op_name="jit(_scatter_major)/{layer}')
+    (entry,) = (sent.to_json() for sent in report(text, small.topology, small.axes, small.mesh, layers=4).sent)
+    of_all = (1, 2048 * 4608 * 2)
+    assert (entry["count"], entry["bytes"]) == of_all
+    assert (entry["count_per_layer"], entry["bytes_per_layer"]) == (of_all if of_a_layer else (0, 0))
 
 
 def test_a_step_of_a_loop_without_an_end_that_is_known() -> None:
