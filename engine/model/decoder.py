@@ -47,7 +47,8 @@ def residual_stream(
     attend: Attend,
     arrived: Float[Array, "residual_tokens embed"] | None = None,
 ) -> Float[Array, "residual_tokens embed"]:
-    """What stands after the last layer of this chip's stage. All chips of a stage are given all of its tokens.
+    """What stands after the last layer of this chip's stage, which are those of `params`. All chips of a stage are given
+    all of its tokens.
 
     The first stage begins with the tokens' embeddings, any other with what `arrived` from the one before it.
     """
@@ -57,7 +58,7 @@ def residual_stream(
         x = jnp.where(index(layout.over_slices) == 0, x, arrived)
     attended = layout.gathered if layout.attention == "heads" else layout.everything
     angles = rotation(shard(positions, attended), config.rotary, config.head_dim) if config.rotary else None
-    for number, layer in enumerate(map(model.own, params["layers"])):
+    for number, layer in enumerate(params["layers"]):
         if layout.gathered:
             # Without it the compiler gathers the weights of layers to come as soon as there is a link free, and the
             # program no longer fits.

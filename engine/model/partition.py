@@ -50,9 +50,16 @@ class Partition:
         heads = held.heads // layout.mesh.size(layout.attention_heads)
         return max(1, heads * held.kv_heads // held.heads)
 
-    def own(self, layer: Params) -> Params:
-        """A layer of this chip's stage, without the axis of stages."""
-        return jax.tree.map(lambda x: lax.squeeze(x, (0,)), layer) if self.layout.over_slices else layer
+    def of_stage(self, params: Params) -> Params:
+        """With the layers of this chip's stage alone: their axis of stages, of which a chip has one, is gone.
+
+        To be called outside any loop, into which the barrier keeps the compiler from moving it: weights that are to be
+        laid out anew would be so in every round.
+        """
+        if not self.layout.over_slices:
+            return params
+        layers = jax.tree.map(lambda x: lax.squeeze(x, (0,)), params["layers"])
+        return params | {"layers": lax.optimization_barrier(layers)}
 
     def split_in_use(self, name: str) -> DimAxes:
         """How a layer's matrix is split when a product takes it."""

@@ -39,6 +39,7 @@ def prefill(
     `kv_heads_held`, and its part of the residual stream, whose tokens are in the order of `flatten`. In a pipeline the
     last stage's alone are hidden states.
     """
+    params = model.of_stage(params)
     keys, values, x = (_pipelined if model.layout.over_slices else _pass)(params, model, tokens, micro_batches)
     return keys, values, final_norm(params, model, x)
 
