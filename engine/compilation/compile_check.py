@@ -78,13 +78,14 @@ class Question:
 
     @property
     def layouts(self) -> Layouts:
-        asked = {self.phase: (self.ffn, self.attention)}
-        return Layouts.asked(self.config.kv_heads, str(self.mesh_shape), asked.get("prefill"), asked.get("decode"))
+        """The other phase, which is not asked about, has the same: it makes no demands of its own."""
+        return Layouts(self.layout, self.layout)
 
     @property
     def layout(self) -> Layout:
-        """Of the phase that is asked about."""
-        return self.layouts.prefill if self.phase == "prefill" else self.layouts.decode
+        asked = {self.phase: (self.ffn, self.attention)}
+        both = Layouts.asked(self.config.kv_heads, str(self.mesh_shape), asked.get("prefill"), asked.get("decode"))
+        return both.prefill if self.phase == "prefill" else both.decode
 
     @property
     def counted(self) -> str:

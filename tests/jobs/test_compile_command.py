@@ -49,7 +49,7 @@ def test_what_is_asked(asked: list[Question]) -> None:
     assert (question.batch, question.context_tokens, question.config.layers) == (64, 2048, 3)
     assert (str(question.mesh_shape), question.weights, question.kv) == ("8x4x2", "int8", "int8")
     assert (question.layout.ffn, question.layout.attention) == ("wg-xy", "batch")
-    assert question.layouts.decode.ffn == "ws2d"
+    assert question.layouts.decode == question.layout  # nothing is asked of the other phase
 
 
 def test_what_is_not_said_is_the_usual(asked: list[Question]) -> None:
