@@ -47,8 +47,7 @@ def residual_stream(
     attend: Attend,
     arrived: Float[Array, "residual_tokens embed"] | None = None,
 ) -> Float[Array, "residual_tokens embed"]:
-    """What stands after the last layer of this chip's stage, which are those of `params`. All chips of a stage are given
-    all of its tokens.
+    """What stands after the last layer that `params` has: a stage's. All chips of the stage are given all tokens.
 
     The first stage begins with the tokens' embeddings, any other with what `arrived` from the one before it.
     """
