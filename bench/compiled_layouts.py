@@ -20,8 +20,8 @@ from typing import Any, cast, get_args
 from engine.compilation.compile_check import DTYPES, Phase, Question, check
 from engine.errors import EngineError
 from engine.layout import AttentionSharding, Feedforward, held_sizes
-from engine.planning.chips import named_chip
-from engine.planning.memory import Dtype, Plan
+from engine.planning.memory import memory
+from engine.planning.program import Dtype, Program
 from engine.planning.volumes import Traffic
 
 LAYERS = 3
@@ -78,18 +78,18 @@ def answer(how: Mapping[str, Any]) -> dict[str, Any]:
         found = check(question).to_json()
     except EngineError as error:
         return {"error": str(error)}
-    predicted = Plan(
+    program = Program(
         question.config,
+        question.topology.chip,
         question.layouts,
         question.phase,
         batch,
         2048,
         cast("Dtype", DTYPES[question.weights]),
-        on_chip_bytes=named_chip(question.topology.chip.name).filled_on_chip_bytes,
-    ).memory()
+    )
     return {
         "differences": differences(intended(question), in_a_layer(found)) if found["collectives"] else ["no text"],
-        "predicted_peak_bytes": predicted.peak,
+        "predicted_peak_bytes": memory(program).peak,
         **found,
     }
 

@@ -302,7 +302,7 @@ def held_sizes(config: ModelSizes, layouts: Layouts) -> HeldSizes:
 def check_divides(config: ModelSizes, layouts: Layouts) -> None:
     """Raises NoFeasiblePlan, with the nearest mesh that works, where the model does not divide over the mesh."""
     _check_stages(config, layouts.mesh)
-    fault = _indivisible(config, layouts)
+    fault = indivisible(config, layouts)
     if fault is None:
         return
     mesh = layouts.mesh
@@ -314,7 +314,7 @@ def check_divides(config: ModelSizes, layouts: Layouts) -> None:
         candidate
         for chips in range(1, 2 * mesh.slice_chips + 1)
         for candidate in _meshes(chips, mesh.slices)
-        if _indivisible(config, over(candidate)) is None
+        if indivisible(config, over(candidate)) is None
     ]
     best = min(near, key=lambda one: (abs(one.chips - mesh.chips), _distance(one, mesh)))
     raise NoFeasiblePlan(f"the mesh {mesh} does not divide the model: {fault}; the nearest mesh that does is {best}")
@@ -342,7 +342,8 @@ def _check_stages(config: ModelSizes, mesh: MeshShape) -> None:
     )
 
 
-def _indivisible(config: ModelSizes, layouts: Layouts) -> str | None:
+def indivisible(config: ModelSizes, layouts: Layouts) -> str | None:
+    """What of a model does not divide over the chips of a slice; None if everything does."""
     layout, mesh = layouts.prefill, layouts.mesh
     kv_heads = held_sizes(config, layouts).kv_heads
     mixed = layout.experts_split(config.expert_count) if config.expert_count else ()

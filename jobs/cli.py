@@ -1,4 +1,4 @@
-"""The `penstock` command: run, follow, validate, status, show, schema, compile.
+"""The `penstock` command: run, follow, validate, plan, status, show, schema, compile.
 
 It parses the command line, sets up logging, and says what went wrong in one sentence. What a command needs is imported
 when it runs, so that help answers at once.
@@ -31,7 +31,8 @@ Batch offline inference for large language models: a dataset in, generations or 
 _EXIT_CODES = """\
 exit codes:
   0    done
-  1    finished, but a larger share of rows failed than limits.max_failed_fraction allows (compile: it does not fit)
+  1    finished, but a larger share of rows failed than limits.max_failed_fraction allows
+       (compile and plan: it does not fit)
   2    the command, the job, the model, the input or the output cannot be used, or the run broke off
   130  interrupted by Ctrl-C
 Finished shards are never lost: after 2 and 130 the same command goes on where it stopped.
@@ -71,6 +72,20 @@ limits.max_failed_fraction allows.
 
 example:
   penstock validate job.yaml --rows 5000
+"""
+
+_PLAN = """\
+Say what to run on, how it will be laid out, how long it takes and what it costs, before a chip is touched. Nothing is
+compiled or measured: times come from a model of the chips, whose error is stated with every answer.
+
+Of one phase of a model, without a job: the best layout on certain chips, or the best chips. A model is a checkpoint's
+directory or a published one by name: palm-540b, llama-3.1-70b, mixtral-8x7b ... Chips are slices (v4:4x4x4, v5e:4x4)
+or kinds (v5e,v6e: all their slices up to --max-chips). What is not said is chosen; without --batch, many are tried.
+
+examples:
+  penstock plan --model llama-3.1-70b --chips v5e:4x4 --phase decode --batch 64 --context 2048 --weights int8
+  penstock plan --model palm-540b --chips v4:4x4x4 --phase prefill --batch 512 --context 2048 --ffn wg-xyz --json
+  penstock plan --model llama-3.1-405b --chips v5e,v5p,v6e --phase decode --context 2048 --prices prices.yaml
 """
 
 _STATUS = """\
@@ -209,6 +224,14 @@ def _compile(options: argparse.Namespace) -> int:
     return DONE if fits else TOO_MANY_FAILED
 
 
+def _plan(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from jobs.plan_command import run
+
+    return DONE if run(options, Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)) else TOO_MANY_FAILED
+
+
 def _print_lines(lines: Iterable[tuple[str, str]]) -> None:
     for label, text in lines:
         print(f"{label:<9}{text}".rstrip())
@@ -268,6 +291,7 @@ def _parser() -> argparse.ArgumentParser:
 
     schema = command(_schema, "schema", "JSON schema of a job file, for editors", _SCHEMA)
     schema.add_argument("--markdown", action="store_true", help="the reference page instead")
+    _add_plan_options(command(_plan, "plan", "what to run on, how long it takes, what it costs", _PLAN))
     _add_compile_options(command(_compile, "compile", "what the TPU compiler makes of a model", _COMPILE))
     return parser
 
@@ -288,6 +312,31 @@ def _add_compile_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", choices=("bf16", "int8"), default="bf16", help="(default: bf16)")
     parser.add_argument("--kv", choices=("bf16", "int8"), default="bf16", help="the cache (default: bf16)")
     parser.add_argument("--layers", type=_positive, help="only so many; two tell a layer's share from the rest")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_plan_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", nargs="?", metavar="JOB.yaml", help="the job file")
+    what = parser.add_argument_group("one phase of a model, without a job")
+    what.add_argument("--model", metavar="CHECKPOINT|NAME", help="a directory, or a published model")
+    what.add_argument("--phase", choices=("prefill", "decode"), help="which program")
+    what.add_argument("--batch", type=_positive, help="sequences at the same time (default: tries 1 to 1024)")
+    what.add_argument("--context", type=_positive, help="tokens of each: the prompt, or the cache's")
+    what.add_argument("--tokens", type=_positive, help="decoded for each sequence (default: 64)")
+    what.add_argument("--mesh", metavar="XxYxZ", help="pins the mesh; needs one slice")
+    what.add_argument("--ffn", metavar="LAYOUT", help="pins ws1d, ws2d, wg-x, wg-xy or wg-xyz")
+    what.add_argument("--attention", metavar="OVER", help="pins heads, batch or sequence")
+    what.add_argument("--weights", choices=("bf16", "int8"), help="(default: bf16)")
+    what.add_argument("--kv", choices=("bf16", "int8"), help="the cache (default: bf16)")
+    choice = parser.add_argument_group("what to choose from, and how")
+    choice.add_argument("--chips", metavar="CHIPS", help="such as v5e:4x4 or v5e,v6e (default: all TPUs from v4 on)")
+    choice.add_argument("--max-chips", type=_positive, default=256, help="of a slice (default: 256)")
+    choice.add_argument("--goal", choices=("cheapest", "fastest", "deadline"), help="(default: cheapest)")
+    choice.add_argument(
+        "--budget", metavar="MONEY", help="with the goal fastest: spend no more, in the prices' currency"
+    )
+    choice.add_argument("--deadline", metavar="TIME", help="with the goal deadline: 90min, 6h, 2d")
+    choice.add_argument("--prices", metavar="FILE", help="YAML or CSV with the price of a chip-hour")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from engine.compilation.options import MAX_STOP_TOKEN_IDS, DecodeOptions, Parts
+from engine.compilation.options import MAX_STOP_TOKEN_IDS, DecodeOptions
 from engine.compilation.placement import Placement
 from engine.compilation.programs import Program, ProgramSet
 from engine.errors import NoFeasiblePlan
@@ -22,6 +22,7 @@ from engine.layout import Layouts, check_divides
 from engine.model.config import ModelConfig
 from engine.model.params import Parameter, build
 from engine.model.quantized import Quantized
+from engine.planning.buckets import Parts
 from engine.steps.decode import empty_slots
 
 PAGE_TOKENS = 128

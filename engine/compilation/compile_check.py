@@ -19,10 +19,11 @@ from engine.layout import Layout, Layouts
 from engine.mesh import MeshShape
 from engine.model.config import ModelConfig
 from engine.planning.named_models import NAMED_MODELS
+from engine.planning.program import Dtype
 
 Phase = Literal["prefill", "decode"]
 
-DTYPES = {"bf16": "bfloat16", "int8": "int8"}
+DTYPES: dict[str, Dtype] = {"bf16": "bfloat16", "int8": "int8"}
 
 ESTIMATES = "all times are the TPU compiler's estimates; nothing was measured"
 

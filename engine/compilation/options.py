@@ -2,54 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from engine.cache.forms import Attention
 from engine.errors import NoFeasiblePlan
 from engine.layout import Layouts
-
-MIN_ROWS = 8
-"""Programs have at least this many rows: below it, CPU matrix products may round a row differently."""
+from engine.planning.buckets import Parts, bucket_rows, length_buckets, micro_batches, slot_rows
 
 MAX_STOP_TOKEN_IDS = 8
 """Of a request; the device compares each new token with this many."""
-
-MICRO_BATCHES = 4
-"""Of prefill in a pipeline, for each stage, where there are rows for so many: a stage then idles less than a fifth."""
-
-_SMALLEST_BUCKET = 32
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What must divide evenly over the chips of a slice. All one on a single chip."""
-
-    chips: int = 1
-    """Slots are a multiple of this: each chip samples for its share."""
-    of_slots: int = 1
-    """Parts of the cache that hold slots of their own."""
-    of_sequence: int = 1
-    """Parts of the cache that hold every n-th page of every slot."""
-    prefill_rows: int = 1
-    """Rows of a prefill or score program are a multiple of this."""
-    of_prefilled_sequence: int = 1
-    """Length buckets are a multiple of this."""
-    stages: int = 1
-    """Of the pipeline over slices; slots are in as many groups, and each of them divides."""
-
-    @classmethod
-    def of(cls, layouts: Layouts) -> Parts:
-        prefill, decode, size = layouts.prefill, layouts.decode, layouts.mesh.size
-        rows = math.lcm(size(prefill.attention_rows), size(decode.attention_rows))
-        return cls(
-            chips=layouts.mesh.slice_chips,
-            of_slots=size(decode.attention_rows),
-            of_sequence=size(decode.attention_sequence),
-            prefill_rows=rows,
-            of_prefilled_sequence=size(prefill.attention_sequence),
-            stages=layouts.mesh.slices,
-        )
 
 
 @dataclass(frozen=True)
@@ -76,8 +37,7 @@ class DecodeOptions:
     @property
     def slot_rows(self) -> int:
         """Rows of the decode program; those beyond `slots` stay empty."""
-        stages = self.parts.stages
-        return _up_to(max(self.slots, MIN_ROWS * stages), self.parts.chips * stages)
+        return slot_rows(self.slots, self.parts.chips, self.parts.stages)
 
     @property
     def blocks_per_slot(self) -> int:
@@ -103,17 +63,8 @@ class DecodeOptions:
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Lengths that prompts are padded to: powers of two, with a step between them from two pages up."""
-        lengths, length = [], min(_SMALLEST_BUCKET, self.page_tokens)
-        while length % self.parts.of_prefilled_sequence:
-            length *= 2
-        while length < self.max_length:
-            lengths.append(length)
-            if length % (2 * self.page_tokens) == 0 and length * 3 // 2 < self.max_length:
-                lengths.append(length * 3 // 2)
-            length *= 2
-        lengths.append(_up_to(self.max_length, math.lcm(self.page_tokens, self.parts.of_prefilled_sequence)))
-        return tuple(sorted(set(lengths)))
+        """Lengths that prompts are padded to."""
+        return length_buckets(self.max_length, self.page_tokens, self.parts.of_prefilled_sequence)
 
     def bucket(self, tokens: int) -> int:
         """The shortest bucket that holds `tokens`."""
@@ -121,20 +72,11 @@ class DecodeOptions:
 
     def rows(self, bucket: int) -> int:
         """Rows of the prefill and score programs of this bucket."""
-        fewest = self._fewest_rows(bucket) * self.micro_batches(bucket)
-        return _up_to(max(1, self.prefill_tokens // bucket), fewest)
+        return bucket_rows(bucket, self.prefill_tokens, self.parts)
 
     def micro_batches(self, bucket: int) -> int:
         """That these rows go through a pipeline in."""
-        stages = self.parts.stages
-        if stages == 1:
-            return 1
-        return min(max(stages, self.prefill_tokens // bucket // self._fewest_rows(bucket)), MICRO_BATCHES * stages)
-
-    def _fewest_rows(self, bucket: int) -> int:
-        """That divide over the chips."""
-        chips = self.parts.chips
-        return math.lcm(self.parts.prefill_rows, chips // math.gcd(bucket, chips))
+        return micro_batches(bucket, self.prefill_tokens, self.parts)
 
 
 def choose_options(

@@ -15,9 +15,10 @@ from typing import Any
 
 from engine.errors import NoFeasiblePlan
 from engine.mesh import MeshShape
-from engine.planning.chips import Chip, named_chip
+from engine.planning.chips import named_chip
+from engine.planning.slices import Slice
 
-_NAME = re.compile(r"(?:(?P<slices>\d+)\*)?(?P<chip>[\w.-]+):(?P<shape>\d+(?:x\d+){1,2})")
+_NAME = re.compile(r"(?:(?P<slices>\d+)\*)?(?P<slice>(?P<chip>[\w.-]+):\d+(?:x\d+){1,2})")
 
 _ASYNC_GATHER = {"xla_enable_async_all_gather": "ENABLED"}
 _ASYNC_GATHER_AS_FUSION = _ASYNC_GATHER | {"xla_tpu_enable_async_collective_fusion_fuse_all_gather": "ENABLED"}
@@ -52,11 +53,9 @@ FACTS: Mapping[str, CompilerFacts] = {
 
 
 @dataclass(frozen=True)
-class Topology:
+class Topology(Slice):
     """Slices of chips, each `shape` large."""
 
-    chip: Chip
-    shape: tuple[int, ...]
     slices: int = 1
 
     @classmethod
@@ -75,13 +74,13 @@ class Topology:
             chip = None
         if chip is None or chip.name not in FACTS:
             raise NoFeasiblePlan(f"there is no TPU compiler for {name!r}; there is for {', '.join(FACTS)}")
-        shape = tuple(map(int, found["shape"].split("x")))
-        _check(text, chip, shape)
-        return cls(chip, shape, _positive(text, int(found["slices"] or 1)))
+        one, slices = Slice.parse(found["slice"]), int(found["slices"] or 1)
+        if slices < 1:
+            raise NoFeasiblePlan(f"{text} does not exist: there must be at least 1 slice")
+        return cls(one.chip, one.shape, slices)
 
     def __str__(self) -> str:
-        name = f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
-        return name if self.slices == 1 else f"{self.slices}*{name}"
+        return super().__str__() if self.slices == 1 else f"{self.slices}*{super().__str__()}"
 
     @property
     def facts(self) -> CompilerFacts:
@@ -93,33 +92,15 @@ class Topology:
         return self.slices * math.prod(self.shape)
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        """Devices of a slice along each axis of the torus."""
-        first, second, third = (*self.shape, 1)[:3]
-        return first, second, third * self.chip.devices
-
-    @property
-    def mesh(self) -> MeshShape:
-        """The mesh of a slice that is used if none is asked for: the torus as it is."""
-        return MeshShape(*self.grid)
-
-    @property
     def limit_bytes(self) -> int:
         """HBM that the compiler lets a program use on one device."""
-        limit = self.chip.compiler_hbm_bytes
-        assert limit is not None, self.chip
-        return int(limit)
+        assert self.chip.compiler_hbm_bytes is not None, self.chip
+        return super().limit_bytes
 
     @property
     def hbm_bytes_per_second(self) -> float:
         """Of one device."""
         return self.chip.hbm_bytes_per_second / self.chip.devices
-
-    @property
-    def wraps(self) -> tuple[bool, bool, bool]:
-        """Which axes of the torus are closed to rings."""
-        first, second, third = (self.chip.is_ring(size) for size in (*self.shape, 0)[:3])
-        return first, second, third and len(self.shape) == 3
 
     def description(self) -> dict[str, Any]:
         """Arguments of `jax.experimental.topologies.get_topology_desc`."""
@@ -159,20 +140,3 @@ class Topology:
 def options_for(device_kind: str) -> dict[str, str]:
     """Compiler options for a device as jax calls it, "TPU v4"; nothing for what is no TPU."""
     return next((dict(facts.options or {}) for facts in FACTS.values() if facts.device_kind == device_kind), {})
-
-
-def _check(text: str, chip: Chip, shape: tuple[int, ...]) -> None:
-    if len(shape) != len(chip.pod):
-        torus = "AxBxC" if len(chip.pod) == 3 else "AxB"
-        raise NoFeasiblePlan(f"{text} does not exist: the torus of {chip.name} has {len(chip.pod)} axes; write {torus}")
-    for size in shape:
-        _positive(text, size)
-    if any(size > most for size, most in zip(sorted(shape), sorted(chip.pod), strict=True)):
-        largest = "x".join(map(str, chip.pod))
-        raise NoFeasiblePlan(f"{text} does not exist: the largest slice of {chip.name} is {largest}")
-
-
-def _positive(text: str, size: int) -> int:
-    if size < 1:
-        raise NoFeasiblePlan(f"{text} does not exist: every size must be at least 1")
-    return size

@@ -7,8 +7,9 @@ product that contracts the minor axis of both operands gives each row the same b
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -45,33 +46,75 @@ def declare(config: ModelConfig, held: HeldSizes | None = None) -> Params:
     """The tree of `Parameter` that a model with this configuration has; `held` pads it, see engine/layout.py.
 
     Where `held` has several stages, "layers" are those of one, and their parameters have a leading axis of stages.
+
+    To be read only: layers are alike and share one declaration.
     """
+    param = _Declared(config, held).param
+    params: Params = {"embedding": param("vocab", "embed")}
+    if config.learned_positions:
+        params["position_embedding"] = param("positions", "embed")
+    layer = declare_layer(config, held)
     stages = held.stages if held else 1
-    size: Mapping[Axis, int] = {
-        "vocab": held.vocab if held else config.vocab,
-        "embed": config.embed,
-        "heads": held.heads if held else config.heads,
-        "kv_heads": held.kv_heads if held else config.kv_heads,
-        "head_dim": config.head_dim,
-        "ffn": config.ffn,
-        "experts": config.experts.count if config.experts else 0,
-        "positions": config.context_tokens,
-    }
+    params |= {"layers": [layer] * (config.layers // stages), **_Declared(config, held).norm("final_norm")}
+    if not config.tied_head:
+        params["head"] = param("vocab", "embed")
+    return params
 
-    def param(*axes: Axis, inputs: int = 1) -> Parameter:
-        return Parameter(tuple(size[axis] for axis in axes), axes, inputs)
 
-    def norm(name: str) -> Params:
-        return {name: param("embed")} | ({f"{name}_bias": param("embed")} if config.norm_bias else {})
+@functools.lru_cache
+def declare_layer(config: ModelConfig, held: HeldSizes | None = None) -> Params:
+    """Of one layer. Cached, since whoever looks for a plan asks thousands of times; to be read only."""
+    declared = _Declared(config, held)
+    params = declared.norm("attention_norm") | declared.attention()
+    if config.post_norms:
+        params |= declared.norm("post_attention_norm")
+    if not config.parallel_block:
+        params |= declared.norm("ffn_norm")
+    params |= declared.feedforward()
+    if config.post_norms:
+        params |= declared.norm("post_ffn_norm")
+    stages = held.stages if held else 1
+    return params if stages == 1 else {name: _of_stages(one, stages) for name, one in params.items()}
 
-    def attention() -> Params:
+
+def _of_stages(one: Parameter, stages: int) -> Parameter:
+    return Parameter((stages, *one.shape), ("stages", *one.axes), one.inputs)
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """Writes declarations in the sizes of one model."""
+
+    config: ModelConfig
+    held: HeldSizes | None
+
+    def param(self, *axes: Axis, inputs: int = 1) -> Parameter:
+        return Parameter(tuple(self._size(axis) for axis in axes), axes, inputs)
+
+    def _size(self, axis: Axis) -> int:
+        padded = self.held or self.config
+        match axis:
+            case "vocab" | "heads" | "kv_heads":
+                return getattr(padded, axis)
+            case "experts":
+                return self.config.expert_count
+            case "positions":
+                return self.config.context_tokens
+        return getattr(self.config, axis)
+
+    def norm(self, name: str) -> Params:
+        bias = {f"{name}_bias": self.param("embed")} if self.config.norm_bias else {}
+        return {name: self.param("embed")} | bias
+
+    def attention(self) -> Params:
+        param = self.param
         params = {
             "query": param("heads", "head_dim", "embed"),
             "key": param("kv_heads", "head_dim", "embed"),
             "value": param("kv_heads", "head_dim", "embed"),
             "attention_out": param("embed", "heads", "head_dim", inputs=2),
         }
-        if config.attention_bias:
+        if self.config.attention_bias:
             params |= {
                 "query_bias": param("heads", "head_dim"),
                 "key_bias": param("kv_heads", "head_dim"),
@@ -80,7 +123,8 @@ def declare(config: ModelConfig, held: HeldSizes | None = None) -> Params:
             }
         return params
 
-    def feedforward() -> Params:
+    def feedforward(self) -> Params:
+        param, config = self.param, self.config
         if config.experts:
             return {
                 "router": param("experts", "embed"),
@@ -94,28 +138,6 @@ def declare(config: ModelConfig, held: HeldSizes | None = None) -> Params:
             gate_bias = {"gate_bias": param("ffn")} if config.gated else {}
             params |= gate_bias | {"up_bias": param("ffn"), "down_bias": param("embed")}
         return params
-
-    def layer() -> Params:
-        params = norm("attention_norm") | attention()
-        if config.post_norms:
-            params |= norm("post_attention_norm")
-        if not config.parallel_block:
-            params |= norm("ffn_norm")
-        params |= feedforward()
-        if config.post_norms:
-            params |= norm("post_ffn_norm")
-        return params if stages == 1 else {name: of_stages(one) for name, one in params.items()}
-
-    def of_stages(one: Parameter) -> Parameter:
-        return Parameter((stages, *one.shape), ("stages", *one.axes), one.inputs)
-
-    params: Params = {"embedding": param("vocab", "embed")}
-    if config.learned_positions:
-        params["position_embedding"] = param("positions", "embed")
-    params |= {"layers": [layer() for _ in range(config.layers // stages)], **norm("final_norm")}
-    if not config.tied_head:
-        params["head"] = param("vocab", "embed")
-    return params
 
 
 def leaves(params: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:

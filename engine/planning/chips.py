@@ -32,7 +32,7 @@ class Chip:
     """A chip's share of the data centre's network: to other slices or nodes."""
     source: str
     """Where all numbers were read that `other_sources` does not have."""
-    other_sources: Mapping[str, str] = field(default_factory=dict)
+    other_sources: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Field's name -> where it was read, with what was derived."""
     fp8_flops_per_second: float | None = None
     host_bytes_per_second: float | None = None

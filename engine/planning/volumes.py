@@ -8,20 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from engine.layout import Axes, HeldSizes, Layout
 from engine.model.config import ModelConfig
 from engine.model.expert_strategy import entered_over, expert_axes, strategy
-from engine.model.params import Parameter, declare
+from engine.model.params import Parameter, declare_layer
 from engine.planning.collectives import Collective, Kind
+from engine.planning.program import MICRO_TOKENS, Phase
 
-Phase = Literal["prefill", "decode"]
-
-MICRO_TOKENS = 16384
-"""A feed-forward's (engine.model.partition.Partition)."""
 LOOKED_UP_TOKENS = 16384
 """At a time in the embedding (engine/model/decoder.py)."""
+SCORED_POSITIONS = 64
+"""Of a chip, at a time (engine/steps/score.py)."""
 
 _FLOAT32 = 4
 
@@ -39,6 +37,8 @@ class Traffic:
     activation_bytes: int = 2
     weight_bytes: int = 2
     micro_tokens: int = MICRO_TOKENS
+    pieces: int = 1
+    """Of the tokens, of which a stage of a pipeline has one at a time: micro-batches, or groups of slots."""
 
     def layer(self) -> list[Collective]:
         """Of one layer, in the order of the program."""
@@ -66,13 +66,19 @@ class Traffic:
         ]
 
     def outside_layers(self) -> list[Collective]:
-        """Embedding, and in decode what comes after the last layer, for one step."""
+        """Embedding, and but in prefill what comes after the last layer: in decode for one step."""
+        return [*self._embedding(), *self._after_layers()]
+
+    def _after_layers(self) -> list[Collective]:
         if self.phase == "prefill":
-            return list(self._embedding())
-        return [*self._embedding(), *self._norm("final norm"), *self._head(), *self._sampling()]
+            return []
+        last = self._sampling() if self.phase == "decode" else self._scores()
+        return [*self._norm("final norm"), *self._head(), *last]
 
     def program(self) -> list[Collective]:
-        """One prefill, or one step of decode."""
+        """One prefill, one pass that scores, or one step of decode."""
+        if self.layout.over_slices:
+            return self._pipeline()
         whole = self.config.layers - (self.phase == "prefill")
         repeated = [replace(one, times=one.times * whole) for one in self.layer()]
         return [
@@ -80,6 +86,44 @@ class Traffic:
             *repeated,
             *(self.last_prefill_layer() if self.phase == "prefill" else ()),
         ]
+
+    def _pipeline(self) -> list[Collective]:
+        """Tick by tick, in each of which a stage takes something through its layers (engine/steps/pipeline.py).
+
+        Decode samples in every tick, for another group of the slots; scoring scores when everything is through.
+        """
+        stages, is_decode = self.layout.mesh.slices, self.phase == "decode"
+        tick = replace(self, tokens=self.tokens // self.pieces, pieces=1)
+        layers = [replace(one, times=one.times * (self.config.layers // stages)) for one in tick.layer()]
+        each = [*tick._embedding(), *layers, *tick._handed_on(), *(tick._sampled() if is_decode else ())]
+        ticks = self.pieces if is_decode else self.pieces + stages - 1
+        return [
+            *(replace(one, times=one.times * ticks) for one in each),
+            *(self._scored() if self.phase == "score" else ()),
+        ]
+
+    def _handed_on(self) -> Iterator[Collective]:
+        """The residual stream, to the next stage."""
+        embed = self._part(self.config.embed, self.layout.used_embed)
+        over, elements = self.layout.over_slices, self._residual_tokens * embed
+        yield from self._over("residual stream to the next stage", "collective-permute", over, elements)
+
+    def _sampled(self) -> Iterator[Collective]:
+        yield from self._after_layers()
+        yield from self._from_last("tokens", 4)
+        yield from self._from_last("log-probabilities", _FLOAT32)
+
+    def _scored(self) -> Iterator[Collective]:
+        yield from self._after_layers()
+        yield from self._from_last("log-probabilities", _FLOAT32)
+        yield from self._from_last("greedy flags", 1)
+
+    def _from_last(self, what: str, width_bytes: int) -> Iterator[Collective]:
+        """Every stage gives its own; that of the last counts."""
+        over = self.layout.over_slices
+        yield from self._over(
+            f"{what} of the last stage", "all-gather", over, self.tokens * self.layout.mesh.slices, width_bytes
+        )
 
     # Sizes of one chip's part.
 
@@ -144,7 +188,7 @@ class Traffic:
         yield from self._gathered_weights(self.layout.gathered, *names)
 
     def _gathered_weights(self, gathered: Axes, *names: str) -> Iterator[Collective]:
-        layer = declare(self.config, self.held)["layers"][0]
+        layer = declare_layer(self.config, self.held)
         for name in names:
             if name not in layer:
                 continue
@@ -192,7 +236,7 @@ class Traffic:
         """Where a chip has some of the positions of every sequence."""
         axes, head_dim = self.layout.attention_sequence, self.config.head_dim
         keys, queries = (self.tokens * heads for heads in (self.held.kv_heads, self.held.heads))
-        if self.phase == "prefill":
+        if self.phase != "decode":
             yield from self._over("key gather, sequence", "all-gather", axes, keys * head_dim)
             yield from self._over("value gather, sequence", "all-gather", axes, keys * head_dim)
             return
@@ -261,17 +305,35 @@ class Traffic:
         yield from self._over("embedding all-to-all", "all-to-all", layout.rest_embed, part, pieces=pieces)
 
     def _head(self) -> Iterator[Collective]:
-        """Tokens meet the table where it rests; then each chip gets all logits of its own slots."""
-        layout = self.layout
+        """Tokens meet the table where it rests; then in decode each chip gets all logits of its own slots. Scoring has
+        a few positions a chip at a time."""
+        layout, pieces = self.layout, self._pieces
         others = _without(layout.tokens, layout.rest_embed)
         elements = self.tokens * self._part(self.config.embed, layout.rest_embed)
-        yield from self._over("head gather", "all-gather", others, elements)
+        yield from self._over("head gather", "all-gather", others, elements, pieces=pieces)
         if layout.used_embed != layout.rest_embed:
-            yield from self._over("head all-to-all", "all-to-all", layout.rest_embed, elements)
+            yield from self._over("head all-to-all", "all-to-all", layout.rest_embed, elements, pieces=pieces)
         logits = self.tokens * self._part(self.held.vocab, layout.rest_ffn)
-        yield from self._over("logits scatter", "reduce-scatter", layout.rest_embed, logits, _FLOAT32)
-        part = self._part(logits, layout.rest_embed)
-        yield from self._over("logits all-to-all", "all-to-all", layout.rest_ffn, part, _FLOAT32)
+        yield from self._over("logits scatter", "reduce-scatter", layout.rest_embed, logits, _FLOAT32, pieces)
+        if self.phase == "decode":
+            part = self._part(logits, layout.rest_embed)
+            yield from self._over("logits all-to-all", "all-to-all", layout.rest_ffn, part, _FLOAT32)
+
+    @property
+    def _pieces(self) -> int:
+        """In which logits are made."""
+        if self.phase == "decode":
+            return 1
+        return self._residual_tokens // math.gcd(self._residual_tokens, SCORED_POSITIONS)
+
+    def _scores(self) -> Iterator[Collective]:
+        """Of the part of each piece whose logits a chip has some columns of."""
+        layout, pieces = self.layout, self._pieces
+        part = self._part(self.tokens, layout.rest_embed)
+        for what in ("largest logit", "normaliser", "target's logit", "best logit", "best token"):
+            yield from self._over(what, "all-reduce", layout.rest_ffn, part, _FLOAT32, pieces)
+        yield from self._over("log-probabilities", "all-gather", layout.rest_embed, self.tokens, _FLOAT32, pieces)
+        yield from self._over("greedy flags", "all-gather", layout.rest_embed, self.tokens, 1, pieces)
 
     def _sampling(self) -> Iterator[Collective]:
         """Every chip is told what the others sampled; the most likely alternatives only if wanted, so not here."""

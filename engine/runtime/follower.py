@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 
-from engine.compilation.options import MAX_STOP_TOKEN_IDS, DecodeOptions, Parts
+from engine.compilation.options import MAX_STOP_TOKEN_IDS, DecodeOptions
 from engine.errors import EngineError, HostLost
+from engine.planning.buckets import Parts
 from engine.runtime.channel import Frame
 from engine.runtime.departure import Departure
 from engine.runtime.devices import connect_devices, disconnect_devices

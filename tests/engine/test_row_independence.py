@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine.compilation.options import MIN_ROWS
 from engine.model.linear import linear
 from engine.model.quantized import quantize
 from engine.model.reductions import log_sum_exp, row_sum
+from engine.planning.buckets import MIN_ROWS
 
 ROWS = (MIN_ROWS, 11, 16, 32, 40, 64, 128, 256)
 

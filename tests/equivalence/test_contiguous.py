@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.compilation.options import Parts
 from engine.compilation.placement import Placement
 from engine.layout import Layouts
 from engine.mesh import MeshShape
+from engine.planning.buckets import Parts
 from engine.runtime.engine import Engine
 from engine.runtime.request import GenerateRequest, Generation, Sampling
 from tests.engine.tiny import CONFIG, EOS, options, prompts, random_params, tiny_engine

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from engine.compilation.options import DecodeOptions, Parts
+from engine.compilation.options import DecodeOptions
 from engine.compilation.placement import Placement
 from engine.layout import Layouts
 from engine.mesh import MeshShape
@@ -24,6 +24,7 @@ from engine.model.decoder import logits
 from engine.model.params import Params, build, leaves
 from engine.model.partition import Partition
 from engine.model.quantized import Quantized, quantize
+from engine.planning.buckets import Parts
 from engine.runtime.engine import Engine
 from engine.runtime.request import GenerateRequest, Generation, Sampling
 from engine.steps.prefill import prefill

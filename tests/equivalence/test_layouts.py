@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine.compilation.options import DecodeOptions, Parts
+from engine.compilation.options import DecodeOptions
 from engine.compilation.placement import Placement
 from engine.layout import Layouts
 from engine.mesh import MeshShape
+from engine.planning.buckets import Parts
 from engine.runtime.engine import Engine
 from engine.runtime.request import GenerateRequest, Sampling, ScoreRequest
 from engine.steps.prefill import flatten

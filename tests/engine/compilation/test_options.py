@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.compilation.options import MIN_ROWS, DecodeOptions, Parts, choose_options
+from engine.compilation.options import DecodeOptions, choose_options
 from engine.errors import NoFeasiblePlan
+from engine.planning.buckets import MIN_ROWS, Parts
 
 
 def choose(**changes) -> DecodeOptions:

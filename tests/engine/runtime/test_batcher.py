@@ -12,7 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.cache.forms import Attention
-from engine.compilation.options import DecodeOptions, Parts
+from engine.compilation.options import DecodeOptions
+from engine.planning.buckets import Parts
 from engine.runtime.batcher import Batcher, Scoring
 from engine.runtime.group import Group, Sample
 from engine.runtime.request import GenerateRequest, Generation, Sampling, ScoreRequest

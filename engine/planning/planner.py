@@ -1,0 +1,309 @@
+"""The search for one phase of a model: on which mesh of a slice, and in which layouts, is it the fastest?
+
+The meshes that lie on the slice (engine/planning/slices.py), but for those that move twice as much as the best of them
+by the paper's formula, are tried with every layout that differs there: where X is one, weight-stationary is 1D, and
+gathering over an axis of one chip gathers nothing more. What does not divide, or does not fit, is left out; what is
+pinned stays as it is. A cost and a peak each take a fraction of a millisecond (engine/planning/cost.py, memory.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from engine.errors import NoFeasiblePlan
+from engine.layout import AttentionSharding, Feedforward, HeldSizes, Layout, Layouts, check_divides, indivisible
+from engine.mesh import MeshShape
+from engine.model.config import ModelConfig
+from engine.planning.buckets import slot_rows
+from engine.planning.cost import Cost, cost
+from engine.planning.memory import Memory, memory
+from engine.planning.paper_volumes import paper_volume, width
+from engine.planning.program import Dtype, Phase, Program
+from engine.planning.slices import Slice, Wraps, slices_of
+
+MOST_CHIPS = 1024
+"""Of slices that are proposed where others are too small."""
+
+_SHORTLIST = 4
+_NEAR = 0.02
+
+ATTENTION: tuple[AttentionSharding, ...] = ("heads", "batch", "sequence")
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """What is not to be chosen."""
+
+    mesh: MeshShape | None = None
+    ffn: Feedforward | None = None
+    attention: AttentionSharding | None = None
+
+    @classmethod
+    def named(cls, mesh: str | None, ffn: str | None, attention: str | None) -> Pinned:
+        """From what a person writes; NoFeasiblePlan refuses what is no mesh or layout."""
+        layout = Layouts.asked(1, None, (ffn, attention)).prefill
+        return cls(
+            MeshShape.parse(mesh) if mesh else None,
+            layout.ffn if ffn else None,
+            layout.attention if attention else None,
+        )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A phase of a model over so many sequences, wherever it may run."""
+
+    config: ModelConfig
+    phase: Phase
+    batch: int
+    context_tokens: int
+    """Of each sequence: its prompt in prefill, what its cache holds in decode."""
+    weights: Dtype = "bfloat16"
+    kv: Dtype = "bfloat16"
+    pinned: Pinned = Pinned()
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """A phase on a slice in certain layouts, with what it takes."""
+
+    on: Slice
+    asked: Asked
+    program: Program
+    wraps: Wraps
+
+    @cached_property
+    def cost(self) -> Cost:
+        return cost(self.program, wraps=self.wraps)
+
+    @cached_property
+    def memory(self) -> Memory:
+        return memory(self.program)
+
+    @property
+    def layout(self) -> Layout:
+        return self.program.layout
+
+    @property
+    def choice(self) -> Pinned:
+        """What was chosen, or pinned."""
+        return Pinned(self.layout.mesh, self.layout.ffn, self.layout.attention)
+
+    @property
+    def fits(self) -> bool:
+        return self.memory.peak <= self.on.limit_bytes
+
+    @property
+    def seconds(self) -> float:
+        """Of one prefill, or one step of decode."""
+        return self.cost.seconds
+
+    @property
+    def rank(self) -> float:
+        """Its time; but a mesh that is the torus as it is, which is what everything else here takes, wins near ties."""
+        return self.seconds * (1 if self.layout.mesh == self.on.mesh else 1 + _NEAR)
+
+    @property
+    def tokens(self) -> int:
+        """That are of use: rows filled up to divide over the chips are not."""
+        asked = self.asked
+        return asked.batch * (asked.context_tokens if asked.phase == "prefill" else 1)
+
+    @property
+    def mfu(self) -> float:
+        return self.cost.mfu * self.tokens / self.program.tokens
+
+    @property
+    def chip_seconds_per_token(self) -> float:
+        return self.on.chips * self.seconds / self.tokens
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to; both lists begin with the fastest."""
+
+    plans: list[PhasePlan]
+    too_large: list[PhasePlan]
+    """Plans that divide and do not fit."""
+
+
+class DoesNotFit(NoFeasiblePlan):
+    """Nothing that is allowed fits; `nearest` lacks the least."""
+
+    def __init__(self, message: str, nearest: PhasePlan) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+
+
+def search(asked: Asked, slices: Sequence[Slice]) -> Found:
+    """Every plan on these slices; NoFeasiblePlan says why there is none."""
+    possible = sorted((plan for on in slices for plan in candidates(asked, on)), key=lambda plan: plan.rank)
+    found = Found([plan for plan in possible if plan.fits], [plan for plan in possible if not plan.fits])
+    if not found.plans:
+        raise _why_none(asked, slices, possible)
+    return found
+
+
+def sweep(asked: Asked, slices: Sequence[Slice], batches: Sequence[int]) -> Found:
+    """The same for several batches (`asked.batch` does not count), in layouts that are good at one of their ends.
+
+    Which layout is best changes with the batch once or twice, so trying all at the ends, and those that were among the
+    best there in between, loses nothing that is worth the time.
+    """
+    found = Found([], [])
+    ends = {min(batches), max(batches)}
+    for on in slices:
+        good: set[Pinned] = set()
+        for batch in sorted(batches, key=lambda batch: (batch not in ends, batch)):
+            some = replace(asked, batch=batch)
+            if batch in ends:
+                plans = list(candidates(some, on))
+                plans.sort(key=lambda plan: (not plan.fits, plan.rank))
+                good |= {plan.choice for plan in plans[:_SHORTLIST]}
+            else:
+                plans = [plan for choice in good for plan in candidates(replace(some, pinned=choice), on)]
+            for plan in plans:
+                (found.plans if plan.fits else found.too_large).append(plan)
+    if not found.plans:
+        smallest = replace(asked, batch=min(batches))
+        raise _why_none(smallest, slices, [plan for on in slices for plan in candidates(smallest, on)])
+    found.plans.sort(key=lambda plan: plan.rank)
+    return found
+
+
+def candidates(asked: Asked, on: Slice) -> Iterator[PhasePlan]:
+    """Every plan on a slice that divides, whether it fits or not."""
+    for mesh, wraps in meshes_to_try(asked.config, on, asked.pinned.mesh).items():
+        for names in layouts_to_try(mesh, asked.pinned):
+            layouts = _layouts(asked, mesh, names)
+            if asked.pinned.mesh:
+                check_divides(asked.config, layouts)
+            rows = rows_of(asked, layouts)
+            if rows is not None and indivisible(asked.config, layouts) is None:
+                program = Program(
+                    asked.config,
+                    on.chip,
+                    layouts,
+                    asked.phase,
+                    rows,
+                    asked.context_tokens,
+                    weights=asked.weights,
+                    kv=asked.kv,
+                )
+                yield PhasePlan(on, asked, program, wraps)
+
+
+def rows_of(asked: Asked, layouts: Layouts) -> int | None:
+    """Of the program: slots are filled up until they divide over the chips; a prefill that does not is impossible."""
+    chips, size = layouts.mesh.chips, layouts.mesh.size
+    if asked.phase == "decode":
+        return slot_rows(asked.batch, chips)
+    layout = layouts.prefill
+    rows = math.lcm(size(layout.attention_rows), chips // math.gcd(asked.context_tokens, chips))
+    if asked.batch % rows or asked.context_tokens % size(layout.attention_sequence):
+        return None
+    return asked.batch
+
+
+def _layouts(asked: Asked, mesh: MeshShape, names: tuple[Feedforward, AttentionSharding]) -> Layouts:
+    """With the usual layout in the other phase, as `penstock compile` has it."""
+    of = {asked.phase: names}
+    return Layouts.asked(asked.config.kv_heads, str(mesh), of.get("prefill"), of.get("decode"))
+
+
+def meshes_to_try(config: ModelConfig, on: Slice, pinned: MeshShape | None = None) -> dict[MeshShape, Wraps]:
+    """The meshes of a slice that may pay: all that is 1D, and what moves not much more than the least in 2D.
+
+    Y and Z differ only in what wg-xy gathers, so where one of them is 1 it is Z.
+    """
+    if pinned:
+        return {pinned: on.mesh_wraps(pinned)}
+    meshes = {mesh: wraps for mesh, wraps in on.meshes().items() if not (mesh.y == 1 and mesh.z > 1)}
+    sides = width(config, HeldSizes(config.heads, config.kv_heads, config.vocab))
+    moved = {mesh: paper_volume(Layout(mesh), config.embed, sides).per_token for mesh in meshes}
+    most = 2 * min(moved.values())
+    return {mesh: wraps for mesh, wraps in meshes.items() if mesh.x == 1 or moved[mesh] <= most}
+
+
+def layouts_to_try(mesh: MeshShape, pinned: Pinned) -> Iterator[tuple[Feedforward, AttentionSharding]]:
+    """The layouts of a phase that differ on this mesh."""
+    gathered: dict[Feedforward, tuple[int, ...]] = {
+        "wg-x": (mesh.x,),
+        "wg-xy": (mesh.x, mesh.y),
+        "wg-xyz": (mesh.x, mesh.y, mesh.z),
+    }
+    choices: list[Feedforward] = ["ws2d" if mesh.x > 1 or mesh.chips == 1 else "ws1d"]
+    seen = {1}
+    for ffn, sizes in reversed(gathered.items()):  # where two are the same, the one that says all it gathers
+        if math.prod(sizes) not in seen:
+            choices.append(ffn)
+            seen.add(math.prod(sizes))
+    for ffn in (pinned.ffn,) if pinned.ffn else choices:
+        whole = ffn.startswith("wg") and math.prod(gathered[ffn]) == mesh.chips  # then heads are not split at all
+        sensible = ("batch",) if whole else ("heads",) if mesh.chips == 1 else ATTENTION
+        for attention in (pinned.attention,) if pinned.attention else sensible:
+            yield ffn, attention
+
+
+# Where there is no plan.
+
+
+def _why_none(asked: Asked, slices: Sequence[Slice], possible: Sequence[PhasePlan]) -> NoFeasiblePlan:
+    where = _names(slices)
+    if not possible:
+        what = f"{asked.batch} x {asked.context_tokens} tokens" if asked.phase == "prefill" else "the model"
+        return NoFeasiblePlan(
+            f"{what} divides over no mesh of {where} in the layouts that are allowed; pin less, or take a batch that "
+            "is a multiple of the chips"
+        )
+    nearest = min(possible, key=lambda plan: plan.memory.peak / plan.on.limit_bytes)
+    held, limit = nearest.memory, nearest.on.limit_bytes
+    needs = {"weights": held.weights, "keys and values": held.cache + held.results, "temporaries": held.temporaries}
+    parts = ", ".join(f"{what} {_gib(size)}" for what, size in needs.items())
+    changes = list(_changes_that_fit(asked, nearest.on))
+    return DoesNotFit(
+        f"{asked.phase} of {asked.batch} x {asked.context_tokens} tokens does not fit {where}: at best (on "
+        f"{nearest.on}, {nearest.layout.ffn}, attention over {nearest.layout.attention}) a device needs "
+        f"{_gib(held.peak)} and has {_gib(limit)}; {parts}. What binds is {max(needs, key=lambda what: needs[what])}. "
+        + (f"It would fit with {'; or '.join(changes)}" if changes else "No single change makes it fit"),
+        nearest,
+    )
+
+
+def _changes_that_fit(asked: Asked, on: Slice) -> Iterator[str]:
+    """The smallest change of each kind that makes a plan possible on this slice, or on a larger one."""
+    is_fine = lambda asked, on=on: any(plan.fits for plan in candidates(asked, on))  # noqa: E731
+    if asked.pinned != Pinned() and is_fine(replace(asked, pinned=Pinned())):
+        yield "other layouts than those that are pinned"
+    small = {"int8 weights": replace(asked, weights="int8")}
+    if asked.phase == "decode":
+        small |= {"an int8 cache": replace(asked, kv="int8")}
+    fine = [change for change, changed in small.items() if changed != asked and is_fine(changed)]
+    yield from fine
+    if not fine and asked.phase == "decode" and is_fine(replace(asked, weights="int8", kv="int8")):
+        yield "int8 weights and an int8 cache"
+    batch, context = asked.batch // 2, asked.context_tokens // 2
+    while batch and not is_fine(replace(asked, batch=batch)):
+        batch //= 2
+    if batch:
+        yield f"a batch of {batch}"
+    while context and not is_fine(replace(asked, context_tokens=context)):
+        context //= 2
+    if context:
+        yield f"a context of {context} tokens"
+    free = replace(asked, pinned=replace(asked.pinned, mesh=None))
+    for larger in slices_of(on.chip, MOST_CHIPS):
+        if larger.chips > on.chips and is_fine(free, larger):
+            yield f"{larger} ({larger.chips} chips)"
+            return
+
+
+def _names(slices: Sequence[Slice]) -> str:
+    return ", ".join(map(str, slices)) if len(slices) < 5 else f"any of {len(slices)} slices"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"

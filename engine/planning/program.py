@@ -1,0 +1,99 @@
+"""A program as it is planned: one phase of a model on chips, over so many sequences. What it needs is counted from it.
+
+engine/planning/memory.py says what it holds, engine/planning/cost.py how long it takes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal
+
+from engine.layout import Axes, HeldSizes, Layout, Layouts, held_sizes
+from engine.model.config import ModelConfig
+from engine.model.params import Parameter, declare, declare_layer
+from engine.planning.buckets import Parts, micro_batches
+from engine.planning.chips import Chip
+
+Phase = Literal["prefill", "decode", "score"]
+Dtype = Literal["float32", "bfloat16", "int8"]
+
+ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
+MICRO_TOKENS = 16384
+"""A feed-forward's (engine.model.partition.Partition)."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """Prefill or scoring of `rows` sequences, or a step of decode with as many slots."""
+
+    config: ModelConfig
+    chip: Chip
+    layouts: Layouts
+    phase: Phase
+    rows: int
+    context_tokens: int
+    """Length of the sequences; in decode what the cache has room for, and how much of it a step reads."""
+    weights: Dtype = "bfloat16"
+    kv: Dtype = "bfloat16"
+    micro_tokens: int = MICRO_TOKENS
+
+    @cached_property
+    def held(self) -> HeldSizes:
+        return held_sizes(self.config, self.layouts)
+
+    @property
+    def layout(self) -> Layout:
+        """Of this phase."""
+        return self.layouts.decode if self.phase == "decode" else self.layouts.prefill
+
+    @property
+    def chips(self) -> int:
+        """Of the mesh: devices as jax shows them, of which a chip may have several."""
+        return self.layouts.mesh.chips
+
+    @property
+    def tokens(self) -> int:
+        """Of one pass through the model."""
+        return self.rows if self.phase == "decode" else self.rows * self.context_tokens
+
+    @property
+    def pieces(self) -> int:
+        """Micro-batches, or groups of slots, of which a stage of a pipeline has one at a time."""
+        stages = self.layouts.mesh.slices
+        if self.phase == "decode" or stages == 1:
+            return stages
+        return micro_batches(self.context_tokens, self.tokens, Parts.of(self.layouts))
+
+    @property
+    def activation_bytes(self) -> int:
+        return ITEM_BYTES["float32" if self.weights == "float32" else "bfloat16"]
+
+    @cached_property
+    def layer(self) -> dict[str, Parameter]:
+        """What every layer has."""
+        return declare_layer(self.config, self.held)
+
+    @cached_property
+    def outside_layers(self) -> dict[str, Parameter]:
+        """What stands before the first layer and after the last."""
+        params = declare(self.config, self.held)
+        return {name: declared for name, declared in params.items() if name != "layers"}
+
+    def part(self, size: int, axes: Axes) -> int:
+        """Of a dimension, on one chip; rounded up."""
+        return -(-size // self.layouts.mesh.size(axes))
+
+
+@lru_cache(maxsize=1024)
+def own_numbers(config: ModelConfig, held: HeldSizes, at_rest: Layout) -> dict[str, int]:
+    """Of each parameter of a layer, and of what is outside of layers, on one chip at rest."""
+    params = declare(config, held)
+    everything = {name: declared for name, declared in params.items() if name != "layers"} | declare_layer(config, held)
+
+    def own(declared: Parameter) -> int:
+        split = at_rest.at_rest(declared.axes, held.kv_heads, config.expert_count)
+        return math.prod(-(-size // at_rest.mesh.size(over)) for size, over in zip(declared.shape, split, strict=True))
+
+    return {name: own(declared) for name, declared in everything.items()}

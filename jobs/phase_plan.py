@@ -1,0 +1,220 @@
+"""`penstock plan --model`: the best layout of one phase of a model on given chips, or the best chips for it.
+
+Times are predicted (engine/planning/cost.py); its stated error is in every answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.compilation.compile_check import DTYPES, read_model
+from engine.planning.frontier import frontier
+from engine.planning.planner import Asked, DoesNotFit, Found, PhasePlan, Pinned, search, sweep
+from engine.planning.slices import Slice, named_slices
+from jobs.prices import Prices
+from pipeline.errors import JobError
+from pipeline.storage import open_input
+
+ALL_CHIPS = "v4,v5e,v5p,v6e"
+BATCHES = tuple(2**power for power in range(11))
+DECODED_TOKENS = 64
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class PhaseQuestion:
+    """What the command line asks."""
+
+    model: str
+    asked: Asked
+    slices: Sequence[Slice]
+    is_sweep: bool
+    """No batch was given."""
+    tokens: int
+    """Decoded for each sequence."""
+    goal: str
+    prices: Prices | None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, options: argparse.Namespace, prices: Prices | None) -> PhaseQuestion:
+        if options.phase is None or options.context is None:
+            raise JobError("--model needs --phase prefill or decode, and --context; see penstock plan --help")
+        for flag in ("budget", "deadline"):
+            if getattr(options, flag) is not None:
+                raise JobError(f"--{flag} is for a whole job: penstock plan JOB.yaml")
+        config = read_model(options.model, open_input)
+        pinned = Pinned.named(options.mesh, options.ffn, options.attention)
+        slices = named_slices(options.chips or ALL_CHIPS, options.max_chips)
+        if options.mesh and len(slices) > 1:
+            raise JobError(f"--mesh {options.mesh} needs one slice: --chips such as v4:4x4x4")
+        notes = []
+        if options.context > config.context_tokens:
+            notes.append(f"the model was trained for {config.context_tokens} tokens")
+        if options.phase == "prefill" and options.tokens is not None:
+            notes.append("--tokens says how many are decoded; a prefill computes its prompts alone")
+        asked = Asked(
+            config,
+            options.phase,
+            options.batch or 1,
+            options.context,
+            weights=DTYPES[options.weights or "bf16"],
+            kv=DTYPES[options.kv or "bf16"],
+            pinned=pinned,
+        )
+        tokens = options.tokens or DECODED_TOKENS
+        if asked.phase == "decode" and tokens > options.context:
+            raise JobError(f"--tokens {tokens}: the cache holds {options.context} tokens of each sequence (--context)")
+        goal = options.goal or "cheapest"
+        if goal == "deadline":
+            raise JobError("--goal deadline is for a whole job: penstock plan JOB.yaml")
+        return cls(options.model, asked, slices, options.batch is None, tokens, goal, prices, tuple(notes))
+
+    @property
+    def steps(self) -> int:
+        return self.tokens if self.asked.phase == "decode" else 1
+
+    def found(self) -> Found:
+        return sweep(self.asked, self.slices, BATCHES) if self.is_sweep else search(self.asked, self.slices)
+
+    def price(self, plan: PhasePlan) -> float | None:
+        """Of a token; None where the table does not have the chip."""
+        return self.prices and self.prices.money(plan.on.chip.name, plan.chip_seconds_per_token)
+
+    def cost_of(self, plan: PhasePlan) -> float:
+        """What is compared: money for a token, or else chip-seconds."""
+        price = self.price(plan)
+        return plan.chip_seconds_per_token if price is None else price
+
+    def choose(self, plans: Sequence[PhasePlan]) -> PhasePlan:
+        def cost(plan: PhasePlan) -> float:
+            return self.cost_of(plan) * plan.rank / plan.seconds
+
+        if self.goal == "fastest":
+            return min(plans, key=lambda plan: (plan.rank, cost(plan)))
+        return min(plans, key=lambda plan: (cost(plan), plan.rank))
+
+
+@dataclass(frozen=True)
+class PhaseAnswer:
+    """The plan that was chosen, and what it was chosen from."""
+
+    question: PhaseQuestion
+    chosen: PhasePlan
+    found: Found
+    problem: str | None = None
+    """Why even the nearest plan is none."""
+
+    @classmethod
+    def to(cls, question: PhaseQuestion) -> PhaseAnswer:
+        if question.prices:
+            missing = {on.chip.name for on in question.slices} - question.prices.chip_hour.keys()
+            if missing:
+                names = ", ".join(sorted(missing))
+                raise JobError(f"{question.prices.source} has no price of {names}; add it, or restrict --chips")
+        try:
+            found = question.found()
+        except DoesNotFit as refused:
+            return cls(question, refused.nearest, Found([], [refused.nearest]), str(refused))
+        return cls(question, question.choose(found.plans), found)
+
+    def frontier(self) -> list[PhasePlan]:
+        """The fastest first, each slower one cheaper."""
+        cost = self.question.cost_of
+        return frontier(self.found.plans, seconds=lambda plan: plan.seconds, cost=cost)
+
+    def runners_up(self, count: int = 5) -> list[PhasePlan]:
+        """The best of every other choice of layout on the same slice and for the same batch, then of other slices."""
+        same = [plan for plan in self.found.plans if plan.on == self.chosen.on and plan.asked == self.chosen.asked]
+        best: dict[Any, PhasePlan] = {}
+        for plan in same:
+            best.setdefault((plan.layout.ffn, plan.layout.attention), plan)
+        best.pop((self.chosen.layout.ffn, self.chosen.layout.attention), None)
+        return list(best.values())[:count]
+
+    def too_large(self) -> list[PhasePlan]:
+        """Layouts that would be faster on the same slice, and do not fit."""
+        faster: dict[Any, PhasePlan] = {}
+        for plan in self.found.too_large:
+            is_same = plan.on == self.chosen.on and plan.asked == self.chosen.asked
+            if is_same and plan.seconds < self.chosen.seconds:
+                faster.setdefault((plan.layout.ffn, plan.layout.attention), plan)
+        return list(faster.values())
+
+    def notes(self) -> Iterator[str]:
+        question = self.question
+        yield from question.notes
+        names = {on.chip.name for on in question.slices}
+        if len(names) > 1 and not question.prices and question.goal == "cheapest":
+            yield "without prices (--prices FILE) chips of different kinds are compared by chip-seconds"
+        if self.chosen.program.rows != self.chosen.asked.batch:
+            yield (
+                f"the program has {self.chosen.program.rows} rows for {self.chosen.asked.batch} sequences: it divides "
+                "over the chips"
+            )
+        yield (
+            f"times are predicted, not measured; the model's error is {self.chosen.cost.error_fraction:.0%} (one "
+            "standard deviation)"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        question, plan = self.question, self.chosen
+        asked = plan.asked
+        low, high = (plan.seconds * question.steps * (1 + sign * plan.cost.error_fraction) for sign in (-1, 1))
+        return {
+            "model": question.model,
+            "phase": asked.phase,
+            "batch": asked.batch,
+            "context": asked.context_tokens,
+            "tokens": question.tokens if asked.phase == "decode" else None,
+            "weights": DTYPE_NAMES[plan.program.weights],
+            "kv": DTYPE_NAMES[plan.program.kv],
+            **_facts(question, plan),
+            "seconds": plan.seconds * question.steps,
+            "seconds_low": low,
+            "seconds_high": high,
+            "error_fraction": plan.cost.error_fraction,
+            "counted": "one decode step" if asked.phase == "decode" else "one prefill",
+            "rows": plan.program.rows,
+            "flops": plan.cost.flops,
+            "read_weight_bytes": plan.cost.weight_bytes,
+            "read_kv_bytes": plan.cost.kv_bytes,
+            "collective_bytes": plan.cost.collective_bytes,
+            "collective_bytes_by_axis": dict(plan.cost.collective_bytes_by_axis),
+            "parts": dict(plan.cost.parts),
+            "problem": self.problem,
+            "runners_up": [_facts(question, other) for other in self.runners_up()],
+            "frontier": [
+                {"batch": other.asked.batch, **_facts(question, other)} for other in self.frontier() if not self.problem
+            ],
+            "prices": question.prices
+            and {"date": question.prices.date, "currency": question.prices.currency, "file": question.prices.source},
+            "notes": list(self.notes()),
+        }
+
+
+def _facts(question: PhaseQuestion, plan: PhasePlan) -> dict[str, Any]:
+    """Of any plan; bytes are of one device."""
+    held, price = plan.memory, question.price(plan)
+    is_decode = plan.asked.phase == "decode"
+    return {
+        "chips": str(plan.on),
+        "mesh": str(plan.layout.mesh),
+        "ffn": plan.layout.ffn,
+        "attention": plan.layout.attention,
+        "seconds_per_token": plan.seconds if is_decode else plan.seconds / plan.asked.context_tokens,
+        "tokens_per_second": plan.tokens / plan.seconds,
+        "mfu": plan.mfu,
+        "chip_seconds_per_token": plan.chip_seconds_per_token,
+        "price_per_million_tokens": None if price is None else price * 1e6,
+        "weight_bytes": held.weights,
+        "kv_bytes": held.cache if is_decode else held.results,
+        "activation_bytes": held.peak - held.weights - (held.cache if is_decode else held.results),
+        "peak_bytes": held.peak,
+        "limit_bytes": plan.on.limit_bytes,
+        "fits": plan.fits,
+        "bound_by": dict(plan.cost.bound_by),
+    }

@@ -1,0 +1,39 @@
+"""`penstock plan`: what to run on, in which layouts, how long it takes and what it costs, before a chip is touched.
+
+Of a job, from a sample of its data; or of one phase of a model, without a job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from rich.console import Console
+
+from jobs.prices import Prices, read_prices
+from pipeline.errors import JobError
+
+PHASE_FLAGS = ("phase", "batch", "context", "tokens", "weights", "kv", "mesh", "ffn", "attention")
+
+
+def run(options: argparse.Namespace, console: Console) -> bool:
+    """Prints the plan that the command line asks for; False if there is none that fits."""
+    if (options.job is None) == (options.model is None):
+        raise JobError("name one: a job (penstock plan JOB.yaml) or a model (penstock plan --model NAME ...)")
+    prices = read_prices(options.prices) if options.prices else None
+    return _phase(options, prices, console)
+
+
+def _phase(options: argparse.Namespace, prices: Prices | None, console: Console) -> bool:
+    from jobs.phase_plan import PhaseAnswer, PhaseQuestion
+    from jobs.phase_report import rendered
+
+    answer = PhaseAnswer.to(PhaseQuestion.of(options, prices))
+    if options.json:
+        print(json.dumps(answer.to_json(), indent=2))
+    elif answer.problem is None:
+        console.print(rendered(answer))
+    if answer.problem:
+        print(f"error: {answer.problem}", file=sys.stderr)
+    return answer.problem is None
