@@ -40,6 +40,8 @@ def reduce_scatter(x: Array, axes: Axes, dim: int = 0) -> Array:
         shape = (*x.shape[:dim], size, *x.shape[dim + 1 :])
         if dim == 0 and size < _FEW_ROWS and x.size % (parts * _RUN) == 0:
             pieces = x.reshape(parts, -1, _RUN)
+        elif dim == 0 and x.ndim > 2:  # the compiler might tile any of its dimensions, the first too
+            pieces = x.reshape(parts, size, -1)
         else:
             pieces = x.reshape(*x.shape[:dim], parts, size, *x.shape[dim + 1 :])
         x = lax.psum_scatter(pieces, axis, scatter_dimension=dim, tiled=False).reshape(shape)
