@@ -63,6 +63,16 @@ def all_to_all(x: Array, axis: MeshAxis, split: int, concat: int) -> Array:
     return lax.all_to_all(x, axis, split_axis=split, concat_axis=concat, tiled=True)
 
 
+def hand_on(x: Array, axis: MeshAxis) -> Array:
+    """Each shard's array goes to the next one; the last one's goes nowhere, and the first gets zeros."""
+    return lax.ppermute(x, axis, [(at, at + 1) for at in range(lax.axis_size(axis) - 1)])
+
+
+def from_last(x: Array, axes: Axes) -> Array:
+    """The last shard's array, on all of them."""
+    return lax.all_gather(x, axes)[-1] if axes else x
+
+
 def index(axes: Axes) -> Int[Array, ""]:
     """Which shard of a dimension over these axes is this chip's."""
     at = jnp.int32(0)

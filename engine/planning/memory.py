@@ -8,13 +8,15 @@ TPU keeps all temporaries in its on-chip memory, as in decode, the compiler's pe
 
 This is the peak of the compiler's schedule, which leaves out what is lost between buffers (a few per cent). Not
 foreseen: a mixture's rows.
+
+A stage of a pipeline has its share of the layers, and at any moment one micro-batch or one group of the slots.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from engine.layout import Axes, DimAxes
@@ -90,11 +92,12 @@ def memory(program: Program) -> Memory:
         "decode": (_generated_bytes, _decode_moments),
     }
     results, moments = of_phase[program.phase]
+    in_passing = replace(program, rows=program.rows // program.pieces)
     return Memory(
         weights=weight_bytes(program) - _unused_bytes(program),
         cache=cache_bytes(program) if program.phase == "decode" else 0,
         results=results(program),
-        moments=tuple(moments(program)),
+        moments=tuple(replace(one, held=(*one.held, *_throughout(program, in_passing))) for one in moments(in_passing)),
         on_chip=program.chip.filled_on_chip_bytes,
         copies=_copied_bytes(program) if program.phase == "decode" else 0,
     )
@@ -109,7 +112,12 @@ def weight_bytes(program: Program) -> int:
         sum(_at_rest_bytes(program, declared) for declared in some.values())
         for some in (program.layer, program.outside_layers)
     )
-    return program.config.layers * layer + outside
+    return _own_layers(program) * layer + outside
+
+
+def _own_layers(program: Program) -> int:
+    """Of a stage."""
+    return program.config.layers // program.held.stages
 
 
 def _unused_bytes(program: Program) -> int:
@@ -118,7 +126,7 @@ def _unused_bytes(program: Program) -> int:
     if program.phase != "prefill":
         return 0
     unused = [declared for name, declared in program.outside_layers.items() if name == "head"]
-    if not program.layout.gathered:
+    if not program.layout.gathered and program.held.stages == 1:
         needed = ("attention_norm", "key", "value")
         unused += [declared for name, declared in program.layer.items() if not name.startswith(needed)]
     return sum(_at_rest_bytes(program, declared) for declared in unused)
@@ -140,7 +148,7 @@ def cache_bytes(program: Program) -> int:
     heads = max(1, program.held.kv_heads // size(layout.attention_heads))
     pool = (program.part(program.rows, layout.attention_rows), heads, positions, program.config.head_dim)
     scales = compact_bytes(pool[:-1], _FLOAT32) if program.kv == "int8" else 0
-    return 2 * program.config.layers * (compact_bytes(pool, ITEM_BYTES[program.kv]) + scales)
+    return 2 * _own_layers(program) * (compact_bytes(pool, ITEM_BYTES[program.kv]) + scales)
 
 
 def _prefilled_bytes(program: Program) -> int:
@@ -148,7 +156,7 @@ def _prefilled_bytes(program: Program) -> int:
     layout = program.layout
     split = (layout.attention_rows, layout.attention_sequence, layout.kv_heads_held(program.held.kv_heads), ())
     shape = (program.rows, program.context_tokens, program.held.kv_heads, program.config.head_dim)
-    return 2 * program.config.layers * compact_bytes(_own(program, shape, split), program.activation_bytes)
+    return 2 * _own_layers(program) * compact_bytes(_own(program, shape, split), program.activation_bytes)
 
 
 def _scores_bytes(program: Program) -> int:
@@ -184,7 +192,7 @@ def _copied_bytes(program: Program) -> int:
     item = _weight_item(program)
     copied = 0
     if not layout.gathered and 1 < shape[1] < _FILLED_TILE_BYTES // item:
-        copied += config.layers * math.prod(shape) * item
+        copied += _own_layers(program) * math.prod(shape) * item
     if config.head_dim % _LANES:
         copied += cache_bytes(program) * (-(-config.head_dim // _LANES) * _LANES) // config.head_dim
     return copied
@@ -204,6 +212,14 @@ def _score_moments(program: Program) -> Iterator[Moment]:
         "log-probabilities",
         (Held("residual stream", _residual(program)), Held("logits", 2 * tiled_bytes(logits, _FLOAT32))),
     )
+
+
+def _throughout(program: Program, in_passing: Program) -> Iterator[Held]:
+    """Of a pipeline, beside what a stage works on."""
+    if program.held.stages > 1 and program.phase != "decode":
+        yield Held("arrived from the stage before", _residual(in_passing))
+        if program.phase == "score":
+            yield Held("hidden states of every micro-batch", _residual(program))
 
 
 def _prefill_moments(program: Program) -> Iterator[Moment]:

@@ -66,6 +66,13 @@ def test_a_decode_step_attends_to_the_whole_context() -> None:
     assert over_sequence.assumed_runs == (1, 2)  # 32 blocks over 16 chips
 
 
+def test_slices_are_the_stages_of_a_pipeline() -> None:
+    question = Question.of("llama-2-7b", "2*v5e:4x4", "decode", 64, 2000)
+    assert (str(question.mesh_shape), question.layouts.decode.attention) == ("2*4x4x1", "heads")
+    assert question.counted == "one tick (2 a step)"
+    assert str(Question.of("llama-2-7b", "2*v5e:4x4", "decode", 64, 2000, mesh="2*8x2").mesh_shape) == "2*8x2x1"
+
+
 def test_json_has_what_the_issue_asks_for(asked: list[Question], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*ASKED, "--json"]) == DONE
     answer = json.loads(capsys.readouterr().out)
