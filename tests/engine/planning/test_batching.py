@@ -89,9 +89,9 @@ def workload(seed: int, *, samples: int = 1, same: bool = False) -> Workload:
 @pytest.mark.parametrize(
     ("asked", "slots", "requests"),
     [
-        (workload(1), 16, 300),
+        (workload(1), 16, 240),
         (workload(2), 64, 500),
-        (workload(3, same=True), 32, 300),
+        (workload(3, same=True), 32, 250),
         (workload(4, samples=3), 16, 150),
         (workload(5), 16, 7),
     ],
