@@ -26,9 +26,10 @@ from engine.mesh import MeshShape
 from engine.model.config import ModelConfig
 from engine.planning.batching import Flow, Workload, buckets_of, play, scored
 from engine.planning.buckets import MIN_ROWS, Parts, bucket_rows, slot_rows
-from engine.planning.planner import Asked, PhasePlan, Pinned, candidates, meshes_to_try
+from engine.planning.memory import Memory
+from engine.planning.planner import MOST_CHIPS, Asked, PhasePlan, Pinned, candidates, meshes_to_try
 from engine.planning.program import Dtype, Phase, Program
-from engine.planning.slices import Slice, Wraps
+from engine.planning.slices import Slice, Wraps, slices_of
 
 STARTUP_SECONDS = 300.0
 """Of a worker: reading the weights and compiling. An assumption; it is shown."""
@@ -130,6 +131,14 @@ class JobPlan:
     def _phase(self, phase: Phase, rows: int, context_tokens: int) -> PhasePlan:
         asked = Asked(self.asked.config, phase, rows, context_tokens, self.asked.weights, self.asked.kv)
         return _phase_plan(asked, self.on, self.layouts, self.wraps)
+
+    @property
+    def padding_fraction(self) -> float:
+        """Of the tokens that prefills compute."""
+        workload = self.asked.workload
+        mean = workload.prompt_tokens / workload.requests - (not workload.is_scoring)
+        padded = math.fsum(times * self.prefill(bucket).tokens for bucket, times in self.prefills.items())
+        return 1 - self.requests * mean / padded
 
     # How long it takes.
 
@@ -270,9 +279,8 @@ def _rough_plans(asked: JobAsked, on: Slice) -> Iterator[_Rough]:
     for mesh, wraps in meshes_to_try(asked.config, on, asked.mesh).items():
         prompts = _prefill_choices(asked, on, mesh, common)
         for prompt, decode in itertools.product(prompts, _decode_choices(asked, on, mesh)):
-            names = (prompt.layout.ffn, prompt.layout.attention), (decode.layout.ffn, decode.layout.attention)
             try:
-                layouts = Layouts.of(mesh, *names)
+                layouts = Layouts.of(mesh, prompt.layout.names, decode.layout.names)
             except NoFeasiblePlan:  # one phase 1D and the other 2D
                 continue
             if indivisible(asked.config, layouts) is None:
@@ -404,21 +412,37 @@ def _why_none(asked: JobAsked, slices: Sequence[Slice], too_large: Sequence[JobP
 
 
 def _changes_that_fit(asked: JobAsked, on: Slice) -> Iterator[str]:
-    from engine.planning.planner import MOST_CHIPS
-    from engine.planning.slices import slices_of
-
-    def fits(asked: JobAsked, on: Slice = on) -> bool:
-        return any(one.peak_bytes <= on.limit_bytes for one in _rough_plans(asked, on))
-
     small = {"int8 weights": replace(asked, weights="int8"), "an int8 cache": replace(asked, kv="int8")}
-    yield from (change for change, changed in small.items() if changed != asked and fits(changed))
+    yield from (change for change, changed in small.items() if changed != asked and _can_fit(changed, on))
     length = asked.workload.max_length // 2
     while length >= 128:
-        if fits(replace(asked, workload=replace(asked.workload, max_length=length))):
+        if _can_fit(replace(asked, workload=replace(asked.workload, max_length=length)), on):
             yield f"sequences of at most {length} tokens"
             break
         length //= 2
     for larger in slices_of(on.chip, MOST_CHIPS):
-        if larger.chips > on.chips and fits(replace(asked, mesh=None), larger):
+        if larger.chips > on.chips and _can_fit(replace(asked, mesh=None), larger):
             yield f"{larger} ({larger.chips} chips)"
             return
+
+
+def _can_fit(asked: JobAsked, on: Slice) -> bool:
+    """Whether the least that is allowed fits: as few slots, and as few tokens at a time, as there can be."""
+    workload, kinds = asked.workload, (asked.config, asked.weights, asked.kv)
+    bucket = buckets_of(workload)[-1]
+
+    def peaks(phase: Phase, batch: int, context_tokens: int, pinned: Pinned) -> list[Memory]:
+        config, weights, kv = kinds
+        some = Asked(config, phase, batch, context_tokens, weights, kv, pinned)
+        return [plan.memory for plan in candidates(some, on)]
+
+    for mesh in meshes_to_try(asked.config, on, asked.mesh):
+        slots = peaks("decode", asked.slots or MIN_ROWS, workload.max_length, replace(asked.decode, mesh=mesh))
+        rows = bucket_rows(bucket, asked.prefill_tokens or bucket, Parts(chips=mesh.chips, prefill_rows=mesh.chips))
+        prompts = peaks(asked.prompt_phase, rows, bucket, replace(asked.prefill, mesh=mesh))
+        if slots and prompts:
+            held = min(slots, key=lambda memory: memory.peak)
+            besides = min(memory.peak - memory.weights for memory in prompts)
+            if max(held.peak, held.weights + held.cache + besides) <= on.limit_bytes:
+                return True
+    return False
