@@ -94,7 +94,7 @@ def _rows(parts: Parts, count: int) -> tuple[int, Iterator[Row]]:
     """How many rows there are, and some of them."""
     items = list(parts.source.work_items(parts.job.output.shard_rows))
     total = sum(item.rows for item in items)
-    step = max(1, len(items) // _PIECES)
+    step = max(1, len(items) // max(_PIECES, -(-count // parts.job.output.shard_rows)))
     pieces = items[::step]
 
     def chosen() -> Iterator[Row]:
