@@ -1,6 +1,6 @@
 """The cost model against Pope et al. 2022: fits its constants, and says how far it is off.
 
-    python -m bench.cost_model [--points]
+    python -m bench.cost_model [--points] [--tables]
 
 Points: bench/data/pope2022_points.csv (read off figures 1 and 3), tables 2 and 3, and the efficiency of PaLM 8B in
 weight-gathered prefill. All on TPU v4 with contexts of 2048 tokens, 540B with its heads padded to 64. Other figures of
@@ -26,7 +26,7 @@ from engine.layout import AttentionSharding, Feedforward, Layouts
 from engine.mesh import MeshShape
 from engine.planning.calibration import PAPER, Calibration
 from engine.planning.chips import named_chip
-from engine.planning.cost import Ideal, ideal, timed
+from engine.planning.cost import Ideal, cost, ideal, timed
 from engine.planning.counts import counts, nominal_parameters
 from engine.planning.named_models import named_model
 from engine.planning.program import Dtype, Phase, Program
@@ -182,7 +182,11 @@ def left_out(measured: Sequence[Point], names: Sequence[str] = FITTED) -> dict[s
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", action="store_true", help="print every point")
+    parser.add_argument("--tables", action="store_true", help="print the paper's tables 2 and 3 beside ours, alone")
     options = parser.parse_args()
+    if options.tables:
+        print_tables()
+        return
     measured = points()
     print(f"{len(measured)} points; constants in use: {rms(measured, PAPER):.1%} rms")
     for phase in ("prefill", "decode"):
@@ -195,6 +199,28 @@ def main() -> None:
             print(
                 f"{point}  {point.seconds:9.4f} s, predicted {point.predicted(PAPER):9.4f}, {point.error(PAPER):+6.1%}"
             )
+
+
+def print_tables() -> None:
+    print("| model, phase | chips | batch | weights | paper | ours | | paper's MFU | ours | bound by |")
+    print("|---|--:|--:|---|--:|--:|--:|--:|--:|---|")
+    for point in _of_tables():
+        program, found = point.program, cost(point.program)
+        passes = GENERATED if program.phase == "decode" else 1
+        # Of the model as it is published; the program has padded heads.
+        nominal = 2 * nominal_parameters(named_model(f"palm-{point.model}")) * program.tokens
+        mfu, measured = (
+            nominal / (program.chips * program.chip.bf16_flops_per_second * seconds)
+            for seconds in (found.seconds, point.seconds)
+        )
+        shares = sorted(found.bound_by.items(), key=lambda share: -share[1])
+        bound = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.05)
+        error = found.seconds / point.seconds - 1
+        print(
+            f"| {point.model.upper()} {program.phase} | {program.chips} | {program.rows} | {program.weights} "
+            f"| {point.seconds * passes:.3g} s | {found.seconds * passes:.3g} s | {error:+.0%} "
+            f"| {measured:.0%} | {mfu:.0%} | {bound} |"
+        )
 
 
 def print_fit(measured: Sequence[Point], names: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from engine.axes import MeshAxis
 from engine.mesh import AXES, MeshShape
-from engine.planning.calibration import PAPER, Calibration
+from engine.planning.calibration import Calibration, calibration_of
 from engine.planning.chips import Chip
 from engine.planning.counts import Counts, Sent, counts
 from engine.planning.program import Program
@@ -112,9 +112,10 @@ class Cost:
         return self.chips * self.seconds / self.program.tokens
 
 
-def cost(program: Program, *, wraps: Rings | None = None, calibration: Calibration = PAPER) -> Cost:
+def cost(program: Program, *, wraps: Rings | None = None, calibration: Calibration | None = None) -> Cost:
     """`wraps`: which axes of the mesh are rings; if not given, those that are as axes of the chip's torus."""
     done = counts(program)
+    calibration = calibration or calibration_of(program.chip.name)
     parts, bound = timed(ideal(program, done, wraps), calibration)
     seconds = sum(bound.values())
     shares = {name: value / seconds for name, value in bound.items()}
