@@ -40,6 +40,8 @@ def reduce_scatter(x: Array, axes: Axes, dim: int = 0) -> Array:
         shape = (*x.shape[:dim], size, *x.shape[dim + 1 :])
         if dim == 0 and size < _FEW_ROWS and x.size % (parts * _RUN) == 0:
             pieces = x.reshape(parts, -1, _RUN)
+        elif dim == 0 and x.ndim > 2:  # the compiler might tile any of its dimensions, the first too
+            pieces = x.reshape(parts, size, -1)
         else:
             pieces = x.reshape(*x.shape[:dim], parts, size, *x.shape[dim + 1 :])
         x = lax.psum_scatter(pieces, axis, scatter_dimension=dim, tiled=False).reshape(shape)
@@ -59,6 +61,16 @@ def largest(x: Array, axes: Axes) -> Array:
 def all_to_all(x: Array, axis: MeshAxis, split: int, concat: int) -> Array:
     """[.. concat.axis .. split ..] -> [.. concat .. split.axis ..]."""
     return lax.all_to_all(x, axis, split_axis=split, concat_axis=concat, tiled=True)
+
+
+def hand_on(x: Array, axis: MeshAxis) -> Array:
+    """Each shard's array goes to the next one; the last one's goes nowhere, and the first gets zeros."""
+    return lax.ppermute(x, axis, [(at, at + 1) for at in range(lax.axis_size(axis) - 1)])
+
+
+def from_last(x: Array, axes: Axes) -> Array:
+    """The last shard's array, on all of them."""
+    return lax.all_gather(x, axes)[-1] if axes else x
 
 
 def index(axes: Axes) -> Int[Array, ""]:

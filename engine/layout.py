@@ -12,6 +12,9 @@ minor axis leaves contiguous pieces. Tokens are ordered x, y, z.
 Between blocks the residual stream is [tokens.tokens, embed.embed]. Where the paper scatters E over yz, here tokens are
 scattered: the volume is the same, each chip holds the same number of elements, and the scattered dimension is a major
 one, which a TPU can reduce-scatter without detour (a minor dimension it can only if its shard is a multiple of 256).
+
+Where there are several slices, each is a stage of a pipeline: it has as many of the layers as any other, laid out over
+its own chips as all of this says. Between slices goes the residual stream alone (engine/steps/pipeline.py).
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ def is_matrix(axes: Sequence[Axis]) -> bool:
 
     Norms, biases, the router of a mixture and learned positions are not.
     """
-    return len(axes) > 1 and "embed" in axes and "positions" not in axes and tuple(axes) != ("experts", "embed")
+    axes = [axis for axis in axes if axis != "stages"]
+    return len(axes) > 1 and "embed" in axes and "positions" not in axes and axes != ["experts", "embed"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class Layout:
         return tuple(axis for axis in axes if self.mesh.size((axis,)) > 1)
 
     # Weights.
+
+    @cached_property
+    def over_slices(self) -> Axes:
+        """Of the stages of a pipeline; empty where there is one slice."""
+        return self._real(("slice",))
 
     @cached_property
     def rest_embed(self) -> Axes:
@@ -105,7 +114,7 @@ class Layout:
 
     @cached_property
     def everything(self) -> Axes:
-        """All axes, in the order in which tokens are split over them."""
+        """All axes of a slice, in the order in which tokens are split over them."""
         return self._real(AXES)
 
     # Attention.
@@ -157,11 +166,12 @@ class Layout:
         return self._major_split(experts)
 
     def at_rest(self, axes: Sequence[Axis], kv_heads: int, experts: int = 0) -> DimAxes:
-        """How a parameter with these logical axes is split at rest; what is no matrix is whole everywhere."""
+        """How a parameter with these logical axes is split at rest; what is no matrix, only into stages."""
         if not is_matrix(axes):
-            return ((),) * len(axes)
+            return tuple(self.over_slices if axis == "stages" else () for axis in axes)
         kv, mixed = self.kv_heads_split(kv_heads), self.experts_split(experts) if "experts" in axes else ()
         where: dict[str, Axes] = {"embed": self.rest_embed, "experts": mixed, "ffn": self.rest_ffn[len(mixed) :]}
+        where["stages"] = self.over_slices
         where |= dict.fromkeys(("heads", "vocab"), self.rest_ffn)
         where |= {"kv_heads": kv, "head_dim": self.rest_ffn[len(kv) :] if "kv_heads" in axes else ()}
         return tuple(where[axis] for axis in axes)
@@ -211,7 +221,7 @@ class Layouts:
         over the batch, in prefill over heads.
         """
         shape = MeshShape.parse(mesh) if mesh else MeshShape()
-        over: AttentionSharding = "batch" if kv_heads % shape.chips else "heads"
+        over: AttentionSharding = "batch" if kv_heads % shape.slice_chips else "heads"
 
         for ffn, sharding in (one for one in (prefill, decode) if one):
             for value, possible, what in (
@@ -240,6 +250,10 @@ class ModelSizes(Protocol):
     """The part of a ModelConfig that layouts are about."""
 
     @property
+    def layers(self) -> int: ...
+    @property
+    def windows(self) -> tuple[int | None, ...]: ...
+    @property
     def embed(self) -> int: ...
     @property
     def ffn(self) -> int: ...
@@ -257,11 +271,13 @@ class ModelSizes(Protocol):
 
 @dataclass(frozen=True)
 class HeldSizes:
-    """Sizes of the dimensions that are padded with zeros to divide over the chips."""
+    """Sizes of the dimensions that are padded with zeros to divide over the chips, and the stages of the layers."""
 
     heads: int
     kv_heads: int
     vocab: int
+    stages: int = 1
+    """Layer i of every stage stands in one array: stage s has layers s * layers / stages and so on."""
 
 
 def held_sizes(config: ModelSizes, layouts: Layouts) -> HeldSizes:
@@ -271,20 +287,21 @@ def held_sizes(config: ModelSizes, layouts: Layouts) -> HeldSizes:
     they are padded together. Where neither the number of shards nor that of key and value heads divides the other, key
     and value heads are padded up to the next number that does.
     """
-    vocab = _up_to(config.vocab, layouts.prefill.vocab_shards)
+    vocab, stages = _up_to(config.vocab, layouts.prefill.vocab_shards), layouts.mesh.slices
     shards = {layouts.prefill.head_shards, layouts.decode.head_shards}
     if config.heads == config.kv_heads:
         heads = _up_to(config.heads, math.lcm(*shards))
-        return HeldSizes(heads, heads, vocab)
+        return HeldSizes(heads, heads, vocab, stages)
     kv_heads = config.kv_heads
     while any(kv_heads % one and one % kv_heads for one in shards):
         kv_heads += 1
     copies = math.lcm(*(max(1, one // kv_heads) for one in shards))
-    return HeldSizes(kv_heads * _up_to(config.heads // config.kv_heads, copies), kv_heads, vocab)
+    return HeldSizes(kv_heads * _up_to(config.heads // config.kv_heads, copies), kv_heads, vocab, stages)
 
 
 def check_divides(config: ModelSizes, layouts: Layouts) -> None:
     """Raises NoFeasiblePlan, with the nearest mesh that works, where the model does not divide over the mesh."""
+    _check_stages(config, layouts.mesh)
     fault = indivisible(config, layouts)
     if fault is None:
         return
@@ -295,16 +312,38 @@ def check_divides(config: ModelSizes, layouts: Layouts) -> None:
 
     near = [
         candidate
-        for chips in range(1, 2 * mesh.chips + 1)
-        for candidate in _meshes(chips)
+        for chips in range(1, 2 * mesh.slice_chips + 1)
+        for candidate in _meshes(chips, mesh.slices)
         if indivisible(config, over(candidate)) is None
     ]
     best = min(near, key=lambda one: (abs(one.chips - mesh.chips), _distance(one, mesh)))
     raise NoFeasiblePlan(f"the mesh {mesh} does not divide the model: {fault}; the nearest mesh that does is {best}")
 
 
+def _check_stages(config: ModelSizes, mesh: MeshShape) -> None:
+    """Every stage runs the same program, so it has as many layers, with the same windows."""
+
+    def fault(slices: int) -> str | None:
+        each, left = divmod(config.layers, slices)
+        if left or not each:
+            return f"layers={config.layers} do not divide over {slices} slices"
+        if config.windows and config.windows != config.windows[:each] * slices:
+            return f"the sliding windows of its {config.layers} layers do not repeat every {each}, over {slices} slices"
+        return None
+
+    found = fault(mesh.slices)
+    if found is None:
+        return
+    near = [slices for slices in range(1, config.layers + 1) if fault(slices) is None]
+    best = min(near, key=lambda slices: (abs(slices - mesh.slices), -slices))
+    raise NoFeasiblePlan(
+        f"the mesh {mesh} does not divide the model: {found}; the nearest number of slices that does is {best}: "
+        f"{replace(mesh, slices=best)}"
+    )
+
+
 def indivisible(config: ModelSizes, layouts: Layouts) -> str | None:
-    """What of a model does not divide over the mesh; None if everything does."""
+    """What of a model does not divide over the chips of a slice; None if everything does."""
     layout, mesh = layouts.prefill, layouts.mesh
     kv_heads = held_sizes(config, layouts).kv_heads
     mixed = layout.experts_split(config.expert_count) if config.expert_count else ()
@@ -319,9 +358,10 @@ def indivisible(config: ModelSizes, layouts: Layouts) -> str | None:
     return None
 
 
-def _meshes(chips: int) -> list[MeshShape]:
+def _meshes(chips: int, slices: int) -> list[MeshShape]:
+    """Of so many chips in each slice."""
     divisors = [size for size in range(1, chips + 1) if chips % size == 0]
-    return [MeshShape(x, y, chips // x // y) for x in divisors for y in divisors if chips % (x * y) == 0]
+    return [MeshShape(x, y, chips // x // y, slices) for x in divisors for y in divisors if chips % (x * y) == 0]
 
 
 def _distance(one: MeshShape, other: MeshShape) -> float:

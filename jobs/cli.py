@@ -118,7 +118,8 @@ it sends between chips, and how long the compiler thinks it takes. All times are
 Needs the compiler: pip install 'penstock[tpu]'.
 
 A model is a checkpoint's directory or a published one by name, shapes alone: palm-540b, llama-3.1-70b, mixtral-8x7b ...
-Chips are a slice by its torus: v4:4x4x4, v5e:4x4, v5p:4x4x4, v6e:4x4, tpu7x:2x2x1, or several slices: 2*v4:4x4x4.
+Chips are a slice by its torus: v4:4x4x4, v5e:4x4, v5p:4x4x4, v6e:4x4, tpu7x:2x2x1, or several slices, over
+which the layers are a pipeline: 2*v4:4x4x4.
 
 examples:
   penstock compile --model palm-540b --chips v4:4x4x4 --phase prefill --batch 512 --context 2048 --ffn wg-xyz
@@ -299,9 +300,9 @@ def _add_compile_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="CHECKPOINT|NAME", help="a directory, or a published model")
     parser.add_argument("--chips", required=True, metavar="CHIP:AxBxC", help="which, and how many: v4:4x4x4, v5e:4x4")
     parser.add_argument("--phase", required=True, choices=("prefill", "decode"), help="which program")
-    parser.add_argument("--batch", required=True, type=_positive, help="sequences at the same time, in each slice")
+    parser.add_argument("--batch", required=True, type=_positive, help="sequences at the same time")
     parser.add_argument("--context", required=True, type=_positive, help="tokens of each: the prompt, or the cache's")
-    parser.add_argument("--mesh", metavar="XxYxZ", help="how chips are numbered (default: as the torus is)")
+    parser.add_argument("--mesh", metavar="XxYxZ", help="how chips of a slice are numbered (default: as the torus is)")
     parser.add_argument(
         "--ffn", metavar="LAYOUT", help="ws1d, ws2d, wg-x, wg-xy or wg-xyz (default: weight-stationary)"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -21,6 +22,9 @@ LARGEST_SEED = (1 << 63) - 1
 
 Template = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
+Mesh = Annotated[
+    str, Field(pattern=r"^([1-9]\d*\*)?[1-9]\d*(x[1-9]\d*){0,2}$", examples=["8", "4x4", "2x2x2", "2*4x4x4"])
+]
 
 
 class Model(Section):
@@ -206,9 +210,10 @@ class Hosts(Section):
 
 
 class EngineOptions(Section):
-    mesh: Annotated[str, Field(pattern=r"^[1-9]\d*(x[1-9]\d*){0,2}$", examples=["8", "4x4", "2x2x2"])] = "1x1x1"
+    mesh: Mesh = "1x1x1"
     """The chips, as XxYxZ. Weights are split over X along the model's width and over Y x Z along the other side of
-    each matrix. Results are equal within rounding on every mesh, and the same to the last bit on the same one."""
+    each matrix. Several slices, as S*XxYxZ, are a pipeline: each has a share of the layers. Results are equal within
+    rounding on every mesh, and the same to the last bit on the same one."""
     prefill: PhaseLayout = PhaseLayout()
     """How prompts are laid out over the mesh, and scoring. `auto`: weights stay, attention over heads."""
     decode: PhaseLayout = PhaseLayout()
@@ -224,7 +229,7 @@ class EngineOptions(Section):
     """For a model larger than the chips of one host: which processes hold it together. See docs/multi-host.md."""
 
     def _contradictions(self) -> Iterator[tuple[str, str]]:
-        chips = math.prod(int(size) for size in self.mesh.split("x"))
+        chips = math.prod(int(size) for size in re.split(r"[x*]", self.mesh))
         if self.hosts and chips % self.hosts.count:
             yield "mesh", f"{self.mesh} is {chips} chips, which {self.hosts.count} hosts (hosts.count) cannot share"
 

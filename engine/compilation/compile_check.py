@@ -41,11 +41,11 @@ class Question:
     topology: Topology
     phase: Phase
     batch: int
-    """Sequences of one slice: of a prefill, or decoded at the same time."""
+    """Sequences of all slices together: of a prefill, or decoded at the same time."""
     context_tokens: int
     """Of each: its prompt in prefill, what its cache holds in decode."""
     mesh: MeshShape | None = None
-    """Of a slice; its torus, if not given."""
+    """Of a slice; its torus, if not given. Several slices are the stages of a pipeline."""
     ffn: str | None = None
     attention: str | None = None
     weights: str = "bf16"
@@ -74,21 +74,33 @@ class Question:
 
     @property
     def mesh_shape(self) -> MeshShape:
-        return self.mesh or self.topology.mesh
+        mesh = self.mesh or self.topology.mesh
+        return mesh if mesh.slices > 1 else replace(mesh, slices=self.topology.slices)
 
     @property
     def layouts(self) -> Layouts:
-        asked = {self.phase: (self.ffn, self.attention)}
-        return Layouts.asked(self.config.kv_heads, str(self.mesh_shape), asked.get("prefill"), asked.get("decode"))
+        """The other phase, which is not asked about, has the same: it makes no demands of its own."""
+        return Layouts(self.layout, self.layout)
 
     @property
     def layout(self) -> Layout:
-        """Of the phase that is asked about."""
-        return self.layouts.prefill if self.phase == "prefill" else self.layouts.decode
+        asked = {self.phase: (self.ffn, self.attention)}
+        both = Layouts.asked(self.config.kv_heads, str(self.mesh_shape), asked.get("prefill"), asked.get("decode"))
+        return both.prefill if self.phase == "prefill" else both.decode
+
+    @property
+    def counted(self) -> str:
+        """What times and collectives are of: a tick of a pipeline takes one group of the slots a stage further."""
+        if self.phase == "prefill":
+            return "one prefill"
+        stages = self.mesh_shape.slices
+        if stages == 1:
+            return "one decode step"
+        return f"one tick ({stages} a step)"
 
     @property
     def assumed_runs(self) -> tuple[int, ...]:
-        """Of loops whose end depends on data: one decode step, and as much attention as a full context needs."""
+        """Of loops whose end depends on data: one tick of decode, and as much attention as a full context needs."""
         blocks = -(-self.context_tokens // _KEY_BLOCK)
         if self.phase == "decode":
             return 1, -(-blocks // self.layout.mesh.size(self.layout.attention_sequence))
@@ -140,7 +152,7 @@ class Answer:
             "weights": question.weights,
             "kv": question.kv,
             "program": compiled.name,
-            "counted": "one decode step" if question.phase == "decode" else "one prefill",
+            "counted": question.counted,
             "fits": compiled.fits,
             "peak_bytes": compiled.peak_bytes,
             "limit_bytes": self.limit_bytes,
@@ -195,7 +207,7 @@ def check(question: Question) -> Answer:
         question.topology,
         mesh_axes(question.topology, question.mesh_shape),
         question.mesh_shape,
-        layers=question.config.layers,
+        layers=question.config.layers // question.mesh_shape.slices,
         assumed_runs=question.assumed_runs,
         of_step=question.phase == "decode",
     )

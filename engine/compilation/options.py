@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from engine.cache.forms import Attention
 from engine.errors import NoFeasiblePlan
 from engine.layout import Layouts
-from engine.planning.buckets import Parts, bucket_rows, length_buckets, slot_rows
+from engine.planning.buckets import Parts, bucket_rows, length_buckets, micro_batches, slot_rows
 
 MAX_STOP_TOKEN_IDS = 8
 """Of a request; the device compares each new token with this many."""
@@ -37,7 +37,7 @@ class DecodeOptions:
     @property
     def slot_rows(self) -> int:
         """Rows of the decode program; those beyond `slots` stay empty."""
-        return slot_rows(self.slots, self.parts.chips)
+        return slot_rows(self.slots, self.parts.chips, self.parts.stages)
 
     @property
     def blocks_per_slot(self) -> int:
@@ -73,6 +73,10 @@ class DecodeOptions:
     def rows(self, bucket: int) -> int:
         """Rows of the prefill and score programs of this bucket."""
         return bucket_rows(bucket, self.prefill_tokens, self.parts)
+
+    def micro_batches(self, bucket: int) -> int:
+        """That these rows go through a pipeline in."""
+        return micro_batches(bucket, self.prefill_tokens, self.parts)
 
 
 def choose_options(

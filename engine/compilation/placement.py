@@ -64,32 +64,37 @@ class Placement:
         return spec(self.layouts.decode.at_rest(declared.axes, self.held.kv_heads, self.config.expert_count))
 
     def param_specs(self, int8: bool = False) -> Params:
-        """Of the parameters at rest; `int8`: matrices are quantised, their scales whole on every chip."""
+        """Of the parameters at rest; `int8`: matrices are quantised, their scales whole on every chip of a stage."""
 
         def of(_: str, declared: Parameter) -> Any:
             split = self._at_rest(declared)
-            return Quantized(split, P()) if int8 and declared.is_matrix else split
+            if not (int8 and declared.is_matrix):
+                return split
+            return Quantized(split, P(*split[: declared.axes.count("stages")]))
 
         return build(self.config, of, self.held)
 
     @property
     def cache_spec(self) -> P:
-        """Of [pages, kv_heads, ...]: every chip has pages of its own rows or positions, and of its own heads."""
+        """Of [pages, kv_heads, ...]: every chip has pages of its own rows or positions, and of its own heads.
+
+        Each stage has a pool like every other, for its layer, and they stand in the dimension of pages.
+        """
         layout = self.layouts.decode
-        return P(self.cache_axes or None, layout.attention_heads or None)
+        return P((*layout.over_slices, *self.cache_axes) or None, layout.attention_heads or None)
 
     @property
     def cache_axes(self) -> tuple[str, ...]:
-        """Over which chips pages are numbered each for themselves."""
+        """Over which chips of a slice pages are numbered each for themselves."""
         layout = self.layouts.decode
         return layout.attention_rows + layout.attention_sequence
 
     @property
     def prefilled_spec(self) -> P:
-        """Of prefilled keys and values, [rows, seq, kv_heads, head_dim]."""
+        """Of prefilled keys and values, [rows, seq, kv_heads, head_dim]; stages stand in the dimension of rows."""
         layout = self.layouts.prefill
-        split = (layout.attention_rows, layout.attention_sequence, layout.kv_heads_held(self.held.kv_heads))
-        return spec(split)
+        rows = (*layout.over_slices, *layout.attention_rows)
+        return spec((rows, layout.attention_sequence, layout.kv_heads_held(self.held.kv_heads)))
 
     def sharding(self, split: P) -> NamedSharding | None:
         return None if self.mesh is None else NamedSharding(self.mesh, split)

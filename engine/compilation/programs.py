@@ -66,7 +66,7 @@ class ProgramSet:
 
         def program() -> Any:
             return pages.allocate(
-                config.layers,
+                config.layers // self.placement.held.stages,
                 self.options.pages_in_part,
                 model.cache_kv_heads,
                 self.options.positions_in_page,
@@ -81,7 +81,7 @@ class ProgramSet:
         spec = self.placement.prefilled_spec
 
         def program(params: Any, tokens: Any) -> Any:
-            return prefill(params, self.placement.prefill, tokens)[:2]
+            return prefill(params, self.placement.prefill, tokens, self.options.micro_batches(bucket))[:2]
 
         return Program(f"prefill[{rows}x{bucket}]", program, (self._params, _EVERYWHERE), (spec, spec))
 
@@ -137,6 +137,6 @@ class ProgramSet:
         """(params, tokens [rows, bucket]) -> log-probabilities and greedy flags of the next token, [rows, bucket]."""
 
         def program(params: Any, tokens: Any) -> Any:
-            return score(params, self.placement.prefill, tokens)
+            return score(params, self.placement.prefill, tokens, self.options.micro_batches(bucket))
 
         return Program(f"score[{rows}x{bucket}]", program, (self._params, _EVERYWHERE), (_EVERYWHERE, _EVERYWHERE))

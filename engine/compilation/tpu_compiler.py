@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,9 @@ def compile_programs(
 def mesh_axes(topology: Topology, mesh: MeshShape) -> tuple[tuple[str, int], ...]:
     """The mesh over all devices, major first: several slices are an axis of their own."""
     devices = topology.mesh.chips
+    if mesh.slices not in (1, topology.slices):
+        raise NoFeasiblePlan(f"a mesh of {mesh} is {mesh.slices} slices, and {topology} is {topology.slices}")
+    mesh = replace(mesh, slices=1)
     if mesh.chips != devices:
         per_chip = f" ({topology.chip.devices} a chip)" if topology.chip.devices > 1 else ""
         raise NoFeasiblePlan(

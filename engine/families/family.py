@@ -60,6 +60,14 @@ class Fill:
     """Where the parameter begins in each stored dimension: not at 0 behind another one that it is concatenated to."""
     expert: int | None = None
     """The one index of the experts axis that is filled, if it is only one."""
+    stage: int | None = None
+    """The one index of the stages axis that is filled, if the parameter has one: a tensor is of one layer."""
+
+    @property
+    def only(self) -> Mapping[Axis, int]:
+        """Axes of which one index is filled."""
+        found: dict[Axis, int | None] = {"experts": self.expert, "stages": self.stage}
+        return {axis: index for axis, index in found.items() if index is not None}
 
     @property
     def shape(self) -> tuple[int, ...]:

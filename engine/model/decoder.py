@@ -28,8 +28,8 @@ from engine.model.partition import Partition
 from engine.model.positions import Rotation, rotate, rotation
 
 Attend = Callable[[int, Array, Array, Array], Array]
-"""(layer, q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim]) -> [tokens, heads, head_dim], of this chip
-(see attention_projections)."""
+"""(layer of the stage, q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim]) -> [tokens, heads, head_dim],
+of this chip (see attention_projections)."""
 
 _LOOKED_UP_TOKENS = 16384
 
@@ -39,16 +39,22 @@ LAYER_SCOPE = "layer"
 ATTENTION = ("query", "key", "value", "attention_out")
 
 
-def hidden_states(
+def residual_stream(
     params: Params,
     model: Partition,
     tokens: Int[Array, " tokens"],
     positions: Int[Array, " tokens"],
     attend: Attend,
+    arrived: Float[Array, "residual_tokens embed"] | None = None,
 ) -> Float[Array, "residual_tokens embed"]:
-    """The residual stream after the final norm. All chips are given all tokens."""
+    """What stands after the last layer that `params` has: a stage's. All chips of the stage are given all tokens.
+
+    The first stage begins with the tokens' embeddings, any other with what `arrived` from the one before it.
+    """
     layout, config = model.layout, model.config
     x = _embed(params, model, tokens, positions)
+    if arrived is not None:
+        x = jnp.where(index(layout.over_slices) == 0, x, arrived)
     attended = layout.gathered if layout.attention == "heads" else layout.everything
     angles = rotation(shard(positions, attended), config.rotary, config.head_dim) if config.rotary else None
     for number, layer in enumerate(params["layers"]):
@@ -58,6 +64,11 @@ def hidden_states(
             x, layer = lax.optimization_barrier((x, layer))
         with jax.named_scope(f"{LAYER_SCOPE}{number}"):
             x = _layer(x, layer, model, angles, lambda q, k, v, number=number: attend(number, q, k, v))
+    return x
+
+
+def final_norm(params: Params, model: Partition, x: Float[Array, "residual_tokens embed"]) -> Array:
+    """The hidden states that logits are made of."""
     return _norm(x, params, "final_norm", model)
 
 

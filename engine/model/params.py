@@ -18,7 +18,8 @@ from engine.layout import HeldSizes, is_matrix
 from engine.model.config import ModelConfig
 
 Params = dict[str, Any]
-"""A tree of arrays shaped like `declare`'s: {"embedding", "layers": [one dict a layer], "final_norm", "head"}."""
+"""A tree of arrays shaped like `declare`'s: {"embedding", "layers": [one dict a layer of a stage], "final_norm",
+"head"}."""
 
 T = TypeVar("T")
 
@@ -44,6 +45,8 @@ class Parameter:
 def declare(config: ModelConfig, held: HeldSizes | None = None) -> Params:
     """The tree of `Parameter` that a model with this configuration has; `held` pads it, see engine/layout.py.
 
+    Where `held` has several stages, "layers" are those of one, and their parameters have a leading axis of stages.
+
     To be read only: layers are alike and share one declaration.
     """
     param = _Declared(config, held).param
@@ -51,7 +54,8 @@ def declare(config: ModelConfig, held: HeldSizes | None = None) -> Params:
     if config.learned_positions:
         params["position_embedding"] = param("positions", "embed")
     layer = declare_layer(config, held)
-    params |= {"layers": [layer] * config.layers, **_Declared(config, held).norm("final_norm")}
+    stages = held.stages if held else 1
+    params |= {"layers": [layer] * (config.layers // stages), **_Declared(config, held).norm("final_norm")}
     if not config.tied_head:
         params["head"] = param("vocab", "embed")
     return params
@@ -69,7 +73,12 @@ def declare_layer(config: ModelConfig, held: HeldSizes | None = None) -> Params:
     params |= declared.feedforward()
     if config.post_norms:
         params |= declared.norm("post_ffn_norm")
-    return params
+    stages = held.stages if held else 1
+    return params if stages == 1 else {name: _of_stages(one, stages) for name, one in params.items()}
+
+
+def _of_stages(one: Parameter, stages: int) -> Parameter:
+    return Parameter((stages, *one.shape), ("stages", *one.axes), one.inputs)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from engine.collectives import all_gather, reduce_scatter, shard
@@ -47,6 +49,17 @@ class Partition:
             return held.kv_heads
         heads = held.heads // layout.mesh.size(layout.attention_heads)
         return max(1, heads * held.kv_heads // held.heads)
+
+    def of_stage(self, params: Params) -> Params:
+        """With the layers of this chip's stage alone: their axis of stages, of which a chip has one, is gone.
+
+        To be called outside any loop, into which the barrier keeps the compiler from moving it: weights that are to be
+        laid out anew would be so in every round.
+        """
+        if not self.layout.over_slices:
+            return params
+        layers = jax.tree.map(lambda x: lax.squeeze(x, (0,)), params["layers"])
+        return params | {"layers": lax.optimization_barrier(layers)}
 
     def split_in_use(self, name: str) -> DimAxes:
         """How a layer's matrix is split when a product takes it."""

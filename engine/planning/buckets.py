@@ -13,12 +13,15 @@ from engine.layout import Layouts
 MIN_ROWS = 8
 """Programs have at least this many rows: below it, CPU matrix products may round a row differently."""
 
+MICRO_BATCHES = 4
+"""Of prefill in a pipeline, for each stage, where there are rows for so many: a stage then idles less than a fifth."""
+
 _SMALLEST_BUCKET = 32
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What must divide evenly over the chips. All one on a single chip."""
+    """What must divide evenly over the chips of a slice. All one on a single chip."""
 
     chips: int = 1
     """Slots are a multiple of this: each chip samples for its share."""
@@ -30,23 +33,26 @@ class Parts:
     """Rows of a prefill or score program are a multiple of this."""
     of_prefilled_sequence: int = 1
     """Length buckets are a multiple of this."""
+    stages: int = 1
+    """Of the pipeline over slices; slots are in as many groups, and each of them divides."""
 
     @classmethod
     def of(cls, layouts: Layouts) -> Parts:
         prefill, decode, size = layouts.prefill, layouts.decode, layouts.mesh.size
         rows = math.lcm(size(prefill.attention_rows), size(decode.attention_rows))
         return cls(
-            chips=layouts.mesh.chips,
+            chips=layouts.mesh.slice_chips,
             of_slots=size(decode.attention_rows),
             of_sequence=size(decode.attention_sequence),
             prefill_rows=rows,
             of_prefilled_sequence=size(prefill.attention_sequence),
+            stages=layouts.mesh.slices,
         )
 
 
-def slot_rows(slots: int, chips: int) -> int:
-    """Rows of the decode program; those beyond `slots` stay empty."""
-    return _up_to(max(slots, MIN_ROWS), chips)
+def slot_rows(slots: int, chips: int, stages: int = 1) -> int:
+    """Rows of the decode program on the chips of each slice; those beyond `slots` stay empty."""
+    return _up_to(max(slots, MIN_ROWS * stages), chips * stages)
 
 
 def length_buckets(max_length: int, page_tokens: int, of_sequence: int = 1) -> tuple[int, ...]:
@@ -65,8 +71,19 @@ def length_buckets(max_length: int, page_tokens: int, of_sequence: int = 1) -> t
 
 def bucket_rows(bucket: int, tokens: int, parts: Parts) -> int:
     """Rows of the prefill and score programs of a bucket, which hold about so many tokens."""
-    multiple = math.lcm(parts.prefill_rows, parts.chips // math.gcd(bucket, parts.chips))
-    return _up_to(max(1, tokens // bucket), multiple)
+    return _up_to(max(1, tokens // bucket), _fewest_rows(bucket, parts) * micro_batches(bucket, tokens, parts))
+
+
+def micro_batches(bucket: int, tokens: int, parts: Parts) -> int:
+    """That these rows go through a pipeline in."""
+    if parts.stages == 1:
+        return 1
+    return min(max(parts.stages, tokens // bucket // _fewest_rows(bucket, parts)), MICRO_BATCHES * parts.stages)
+
+
+def _fewest_rows(bucket: int, parts: Parts) -> int:
+    """That divide over the chips of a slice."""
+    return math.lcm(parts.prefill_rows, parts.chips // math.gcd(bucket, parts.chips))
 
 
 def _up_to(size: int, multiple: int) -> int:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from engine.layout import Axes
 
-Kind = Literal["all-gather", "reduce-scatter", "all-to-all", "all-reduce"]
+Kind = Literal["all-gather", "reduce-scatter", "all-to-all", "all-reduce", "collective-permute"]
 
 
 class Stage(NamedTuple):
@@ -29,7 +29,12 @@ class Stage(NamedTuple):
 
     @property
     def wire_bytes(self) -> float:
-        """What a chip sends, on a ring or with links to all: D (K - 1) / K, twice that for an all-reduce."""
+        """What a chip sends, on a ring or with links to all: D (K - 1) / K, twice that for an all-reduce.
+
+        Of a permutation all of D.
+        """
+        if self.kind == "collective-permute":
+            return self.bytes
         once = self.bytes * (self.chips - 1) / self.chips
         return 2 * once if self.kind == "all-reduce" else once
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from engine.errors import NoFeasiblePlan
 from engine.layout import Axes, HeldSizes, Layout
 from engine.model.config import ModelConfig
 from engine.model.params import Parameter, declare_layer
@@ -68,7 +69,9 @@ class Counts:
 
 
 def counts(program: Program) -> Counts:
-    """Everything that is counted of a program."""
+    """Everything that is counted of a program, on one slice."""
+    if program.held.stages > 1:
+        raise NoFeasiblePlan(f"how long a pipeline takes is not modelled: {program.layouts.mesh}; plan for one slice")
     config, tokens, chips = program.config, program.tokens, program.chips
     once, layers = _products(config, program.held, program.phase)
     positions = _positions(program)

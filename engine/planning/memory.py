@@ -7,14 +7,16 @@ The temporaries are those of the moments below, each the list of what is alive t
 TPU keeps all temporaries in its on-chip memory, as in decode, the compiler's peak has what it fills of that instead.
 
 This is the peak of the compiler's schedule, which leaves out what is lost between buffers (a few per cent). Not
-foreseen: the copy of a cache whose head_dim is no multiple of 128 into another layout, and a mixture's rows.
+foreseen: a mixture's rows.
+
+A stage of a pipeline has its share of the layers, and at any moment one micro-batch or one group of the slots.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from engine.layout import Axes, DimAxes
@@ -28,6 +30,9 @@ CHUNK_STEPS = 32
 TOP_LOGPROBS = 20
 
 _FLOAT32 = 4
+_LANES = 128
+_FILLED_TILE_BYTES = 32
+"""Of a tile's rows, in bfloat16 16 of them, in int8 32."""
 _OTHER_ARGUMENTS_BYTES = 2**20
 """Tokens, slots and page tables: less than this."""
 
@@ -63,6 +68,8 @@ class Memory:
     """That take no argument's place: keys and values in prefill, tokens in decode."""
     moments: tuple[Moment, ...]
     on_chip: int
+    copies: int = 0
+    """Of arguments that the program wants in another order: there as long as it runs."""
 
     @cached_property
     def fullest(self) -> Moment:
@@ -70,7 +77,7 @@ class Memory:
 
     @property
     def temporaries(self) -> int:
-        return max(self.fullest.bytes, self.on_chip)
+        return max(self.fullest.bytes, self.on_chip) + self.copies
 
     @property
     def peak(self) -> int:
@@ -85,12 +92,14 @@ def memory(program: Program) -> Memory:
         "decode": (_generated_bytes, _decode_moments),
     }
     results, moments = of_phase[program.phase]
+    in_passing = replace(program, rows=program.rows // program.pieces)
     return Memory(
         weights=weight_bytes(program) - _unused_bytes(program),
         cache=cache_bytes(program) if program.phase == "decode" else 0,
         results=results(program),
-        moments=tuple(moments(program)),
+        moments=tuple(replace(one, held=(*one.held, *_throughout(program, in_passing))) for one in moments(in_passing)),
         on_chip=program.chip.filled_on_chip_bytes,
+        copies=_copied_bytes(program) if program.phase == "decode" else 0,
     )
 
 
@@ -103,7 +112,12 @@ def weight_bytes(program: Program) -> int:
         sum(_at_rest_bytes(program, declared) for declared in some.values())
         for some in (program.layer, program.outside_layers)
     )
-    return program.config.layers * layer + outside
+    return _own_layers(program) * layer + outside
+
+
+def _own_layers(program: Program) -> int:
+    """Of a stage."""
+    return program.config.layers // program.held.stages
 
 
 def _unused_bytes(program: Program) -> int:
@@ -112,7 +126,7 @@ def _unused_bytes(program: Program) -> int:
     if program.phase != "prefill":
         return 0
     unused = [declared for name, declared in program.outside_layers.items() if name == "head"]
-    if not program.layout.gathered:
+    if not program.layout.gathered and program.held.stages == 1:
         needed = ("attention_norm", "key", "value")
         unused += [declared for name, declared in program.layer.items() if not name.startswith(needed)]
     return sum(_at_rest_bytes(program, declared) for declared in unused)
@@ -134,7 +148,7 @@ def cache_bytes(program: Program) -> int:
     heads = max(1, program.held.kv_heads // size(layout.attention_heads))
     pool = (program.part(program.rows, layout.attention_rows), heads, positions, program.config.head_dim)
     scales = compact_bytes(pool[:-1], _FLOAT32) if program.kv == "int8" else 0
-    return 2 * program.config.layers * (compact_bytes(pool, ITEM_BYTES[program.kv]) + scales)
+    return 2 * _own_layers(program) * (compact_bytes(pool, ITEM_BYTES[program.kv]) + scales)
 
 
 def _prefilled_bytes(program: Program) -> int:
@@ -142,7 +156,7 @@ def _prefilled_bytes(program: Program) -> int:
     layout = program.layout
     split = (layout.attention_rows, layout.attention_sequence, layout.kv_heads_held(program.held.kv_heads), ())
     shape = (program.rows, program.context_tokens, program.held.kv_heads, program.config.head_dim)
-    return 2 * program.config.layers * compact_bytes(_own(program, shape, split), program.activation_bytes)
+    return 2 * _own_layers(program) * compact_bytes(_own(program, shape, split), program.activation_bytes)
 
 
 def _scores_bytes(program: Program) -> int:
@@ -164,6 +178,24 @@ def _decode_moments(program: Program) -> Iterator[Moment]:
     layout = program.layout
     logits = (program.part(program.rows, ()), program.part(program.held.vocab, layout.rest_ffn))
     yield Moment("sampling", (Held("logits", tiled_bytes(logits, _FLOAT32)),))
+    if layout.gathered:
+        names = [name for name in ("gate", "up", "down", "query", "attention_out") if name in program.layer]
+        yield Moment("feed-forward", tuple(Held(f"gathered {name}", _used_bytes(program, name)) for name in names))
+
+
+def _copied_bytes(program: Program) -> int:
+    """attention_out, [embed, heads, head_dim], where a device's heads do not fill a tile; and a cache whose head_dim
+    does not: it lies compact, and is used padded."""
+    layout, config = program.layout, program.config
+    declared, split = _layer_split(program, "attention_out")
+    shape = _own(program, declared.shape, split)
+    item = _weight_item(program)
+    copied = 0
+    if not layout.gathered and 1 < shape[1] < _FILLED_TILE_BYTES // item:
+        copied += _own_layers(program) * math.prod(shape) * item
+    if config.head_dim % _LANES:
+        copied += cache_bytes(program) * (-(-config.head_dim // _LANES) * _LANES) // config.head_dim
+    return copied
 
 
 def _score_moments(program: Program) -> Iterator[Moment]:
@@ -171,6 +203,8 @@ def _score_moments(program: Program) -> Iterator[Moment]:
     yield _embedding(program)
     yield _attention(program)
     yield _feedforward(program)
+    if _pieces(program) > 1:
+        yield _leaving(program)
     layout = program.layout
     positions = math.gcd(program.part(program.tokens, layout.tokens), SCORED_POSITIONS)
     logits = (positions * program.layouts.mesh.size(layout.tokens), program.part(program.held.vocab, layout.rest_ffn))
@@ -180,11 +214,21 @@ def _score_moments(program: Program) -> Iterator[Moment]:
     )
 
 
+def _throughout(program: Program, in_passing: Program) -> Iterator[Held]:
+    """Of a pipeline, beside what a stage works on."""
+    if program.held.stages > 1 and program.phase != "decode":
+        yield Held("arrived from the stage before", _residual(in_passing))
+        if program.phase == "score":
+            yield Held("hidden states of every micro-batch", _residual(program))
+
+
 def _prefill_moments(program: Program) -> Iterator[Moment]:
     yield _embedding(program)
     if program.config.layers > 1:  # of the last layer only keys and values are computed
         yield _attention(program)
         yield _feedforward(program)
+        if _pieces(program) > 1:
+            yield _leaving(program)
 
 
 def _embedding(program: Program) -> Moment:
@@ -224,14 +268,13 @@ def _attention(program: Program) -> Moment:
 def _feedforward(program: Program) -> Moment:
     """The product with `up`, when the result with `gate` is there and `down` is being gathered."""
     layout, config = program.layout, program.config
-    tokens = program.part(_tokens(program), layout.gathered)
-    pieces = math.gcd(program.part(tokens, layout.used_embed), -(-tokens // program.micro_tokens))
-    hidden = tiled_bytes((tokens // pieces, program.part(config.ffn, layout.used_ffn)), program.activation_bytes)
+    pieces, hidden = _pieces(program), _hidden(program)
     matrices = 3 if config.gated else 2
     held = [
         Held("residual stream", _residual(program)),
         Held("entered", _entered(program)),
-        Held("gate and up", hidden * (matrices - 1)),
+        # On a chip that has all of ffn, up's product takes gate's place.
+        Held("gate and up", hidden * (matrices - 1 if layout.used_embed or layout.used_ffn else 1)),
     ]
     if pieces > 1:
         held.append(Held("a piece of what entered", _entered(program) // pieces))
@@ -248,9 +291,21 @@ def _feedforward(program: Program) -> Moment:
         held.append(Held("half-gathered matrix", matrix // program.layouts.mesh.size(last)))
         if config.parallel_block:
             held.append(Held("gathered attention_out", _used_bytes(program, "attention_out")))
-        copies = max(0, config.layers - 2)
-        held.append(Held("copies of matrices at rest, for asynchronous gathers", copies * _rest_bytes(program, "up")))
     return Moment("feed-forward", tuple(held))
+
+
+def _leaving(program: Program) -> Moment:
+    """What tokens leave the block with, [tokens.G, embed.e]: all pieces, and the whole they are put together to."""
+    hidden = _hidden(program)
+    return Moment(
+        "leaving a block",
+        (
+            Held("residual stream", _residual(program)),
+            Held("the block's result, in pieces and whole", 2 * _entered(program)),
+            # A parallel block has attention's result to add, so its last piece is further behind.
+            Held("gate, up and their product", hidden * (3 if program.config.parallel_block else 1)),
+        ),
+    )
 
 
 # Sizes.
@@ -258,6 +313,20 @@ def _feedforward(program: Program) -> Moment:
 
 def _tokens(program: Program) -> int:
     return program.rows * program.context_tokens
+
+
+def _pieces(program: Program) -> int:
+    """Of the tokens that go through a feed-forward."""
+    layout = program.layout
+    tokens = program.part(_tokens(program), layout.gathered)
+    return math.gcd(program.part(tokens, layout.used_embed), -(-tokens // program.micro_tokens))
+
+
+def _hidden(program: Program) -> int:
+    """Of a piece, between the matrices of the feed-forward."""
+    layout = program.layout
+    tokens = program.part(_tokens(program), layout.gathered) // _pieces(program)
+    return tiled_bytes((tokens, program.part(program.config.ffn, layout.used_ffn)), program.activation_bytes)
 
 
 def _residual(program: Program) -> int:
@@ -285,11 +354,6 @@ def _weight_item(program: Program) -> int:
 def _layer_split(program: Program, name: str) -> tuple[Parameter, DimAxes]:
     declared = program.layer[name]
     return declared, program.layout.at_rest(declared.axes, program.held.kv_heads, program.config.expert_count)
-
-
-def _rest_bytes(program: Program, name: str) -> int:
-    declared, split = _layer_split(program, name)
-    return math.prod(_own(program, declared.shape, split)) * _weight_item(program)
 
 
 def _used_bytes(program: Program, name: str) -> int:

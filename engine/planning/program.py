@@ -13,6 +13,7 @@ from typing import Literal
 from engine.layout import Axes, HeldSizes, Layout, Layouts, held_sizes
 from engine.model.config import ModelConfig
 from engine.model.params import Parameter, declare, declare_layer
+from engine.planning.buckets import Parts, micro_batches
 from engine.planning.chips import Chip
 
 Phase = Literal["prefill", "decode", "score"]
@@ -56,6 +57,14 @@ class Program:
     def tokens(self) -> int:
         """Of one pass through the model."""
         return self.rows if self.phase == "decode" else self.rows * self.context_tokens
+
+    @property
+    def pieces(self) -> int:
+        """Micro-batches, or groups of slots, of which a stage of a pipeline has one at a time."""
+        stages = self.layouts.mesh.slices
+        if self.phase == "decode" or stages == 1:
+            return stages
+        return micro_batches(self.context_tokens, self.tokens, Parts.of(self.layouts))
 
     @property
     def activation_bytes(self) -> int:

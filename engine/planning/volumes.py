@@ -37,6 +37,8 @@ class Traffic:
     activation_bytes: int = 2
     weight_bytes: int = 2
     micro_tokens: int = MICRO_TOKENS
+    pieces: int = 1
+    """Of the tokens, of which a stage of a pipeline has one at a time: micro-batches, or groups of slots."""
 
     def layer(self) -> list[Collective]:
         """Of one layer, in the order of the program."""
@@ -65,13 +67,18 @@ class Traffic:
 
     def outside_layers(self) -> list[Collective]:
         """Embedding, and but in prefill what comes after the last layer: in decode for one step."""
+        return [*self._embedding(), *self._after_layers()]
+
+    def _after_layers(self) -> list[Collective]:
         if self.phase == "prefill":
-            return list(self._embedding())
+            return []
         last = self._sampling() if self.phase == "decode" else self._scores()
-        return [*self._embedding(), *self._norm("final norm"), *self._head(), *last]
+        return [*self._norm("final norm"), *self._head(), *last]
 
     def program(self) -> list[Collective]:
         """One prefill, one pass that scores, or one step of decode."""
+        if self.layout.over_slices:
+            return self._pipeline()
         whole = self.config.layers - (self.phase == "prefill")
         repeated = [replace(one, times=one.times * whole) for one in self.layer()]
         return [
@@ -79,6 +86,44 @@ class Traffic:
             *repeated,
             *(self.last_prefill_layer() if self.phase == "prefill" else ()),
         ]
+
+    def _pipeline(self) -> list[Collective]:
+        """Tick by tick, in each of which a stage takes something through its layers (engine/steps/pipeline.py).
+
+        Decode samples in every tick, for another group of the slots; scoring scores when everything is through.
+        """
+        stages, is_decode = self.layout.mesh.slices, self.phase == "decode"
+        tick = replace(self, tokens=self.tokens // self.pieces, pieces=1)
+        layers = [replace(one, times=one.times * (self.config.layers // stages)) for one in tick.layer()]
+        each = [*tick._embedding(), *layers, *tick._handed_on(), *(tick._sampled() if is_decode else ())]
+        ticks = self.pieces if is_decode else self.pieces + stages - 1
+        return [
+            *(replace(one, times=one.times * ticks) for one in each),
+            *(self._scored() if self.phase == "score" else ()),
+        ]
+
+    def _handed_on(self) -> Iterator[Collective]:
+        """The residual stream, to the next stage."""
+        embed = self._part(self.config.embed, self.layout.used_embed)
+        over, elements = self.layout.over_slices, self._residual_tokens * embed
+        yield from self._over("residual stream to the next stage", "collective-permute", over, elements)
+
+    def _sampled(self) -> Iterator[Collective]:
+        yield from self._after_layers()
+        yield from self._from_last("tokens", 4)
+        yield from self._from_last("log-probabilities", _FLOAT32)
+
+    def _scored(self) -> Iterator[Collective]:
+        yield from self._after_layers()
+        yield from self._from_last("log-probabilities", _FLOAT32)
+        yield from self._from_last("greedy flags", 1)
+
+    def _from_last(self, what: str, width_bytes: int) -> Iterator[Collective]:
+        """Every stage gives its own; that of the last counts."""
+        over = self.layout.over_slices
+        yield from self._over(
+            f"{what} of the last stage", "all-gather", over, self.tokens * self.layout.mesh.slices, width_bytes
+        )
 
     # Sizes of one chip's part.
 

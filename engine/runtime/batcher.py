@@ -167,12 +167,17 @@ class Batcher:
         return bucket, chosen
 
     def _take_window(self) -> deque[Group]:
-        """Takes the window off the queue, buckets together, in the order in which each bucket first appears."""
+        """Takes the window off the queue, buckets together, in the order in which each bucket first appears.
+
+        Before them come those that have started: if another started in their part first, both would hold pages of
+        prompts, and neither might get the rest of what it needs.
+        """
+        window = [self._waiting.popleft() for _ in range(min(WINDOW, len(self._waiting)))]
         by_bucket: dict[int, list[Group]] = {}
-        for _ in range(min(WINDOW, len(self._waiting))):
-            group = self._waiting.popleft()
-            by_bucket.setdefault(self._bucket(group), []).append(group)
-        return deque(chain.from_iterable(by_bucket.values()))
+        for group in window:
+            if not group.started:
+                by_bucket.setdefault(self._bucket(group), []).append(group)
+        return deque(chain([group for group in window if group.started], *by_bucket.values()))
 
     def _bucket(self, group: Group) -> int:
         return self._options.bucket(max(group.prefilled, 1))

@@ -103,7 +103,8 @@ class Engine:
             bfloat16 checkpoint on an accelerator, else float32 (which on CPU is the faster, and loses nothing).
           weights: "int8" quantises matrices as they are loaded; "auto" holds them in dtype.
           kv: "int8" keeps keys and values quantised; "auto" keeps them in dtype.
-          mesh: chips as "XxYxZ", such as "2x2x2"; one chip if not given.
+          mesh: chips as "XxYxZ", such as "2x2x2", or "2*2x2x2" for a pipeline over two slices of that; one chip if not
+            given.
           prefill, decode: the phase's layout as (feed-forward, attention), such as ("wg-xyz", "batch"); what is None
             is chosen. See engine/layout.py.
           slots: samples decoded at the same time; chosen if not given.
@@ -376,7 +377,7 @@ def _options(loaded: Loaded, slots: int | None, max_length: int | None) -> Decod
     options = choose_options(
         platform=loaded.device.platform,
         context_tokens=config.context_tokens,
-        page_bytes_per_token=page_bytes(config, 1, loaded.kv_dtype, decode.cache_kv_heads),
+        page_bytes_per_token=page_bytes(config, 1, loaded.kv_dtype, decode.cache_kv_heads) // decode.held.stages,
         cache_budget_bytes=_cache_budget_bytes(loaded.device, loaded.params),
         slots=slots,
         max_length=max_length,

@@ -2,6 +2,8 @@
 
 Logits are made, reduced and dropped for a few dozen positions a chip at a time: [positions, vocab] of a whole batch,
 the usual way to run out of memory, never exists.
+
+In a pipeline the last stage has the hidden states; what it makes of them goes to all.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from engine.collectives import Axes, all_gather, all_reduce, index, largest, shard
+from engine.collectives import Axes, all_gather, all_reduce, from_last, index, largest, shard
 from engine.model.decoder import logits
 from engine.model.params import Params
 from engine.model.partition import Partition
@@ -23,14 +25,14 @@ _POSITIONS_AT_A_TIME = 64
 
 
 def score(
-    params: Params, model: Partition, tokens: Int[Array, "rows seq"]
+    params: Params, model: Partition, tokens: Int[Array, "rows seq"], micro_batches: int = 1
 ) -> tuple[Float[Array, "rows seq"], Bool[Array, "rows seq"]]:
     """At position t: log P(tokens[t + 1] | tokens[: t + 1]) and whether tokens[t + 1] was the most likely token.
 
     The last column has no next token and is meaningless, as is all padding on the right. Every chip has all results.
     """
     layout = model.layout
-    hidden = prefill(params, model, tokens)[2]
+    hidden = prefill(params, model, tokens, micro_batches)[2]
     at_a_time = math.gcd(hidden.shape[0], _POSITIONS_AT_A_TIME)
     chips = layout.mesh.size(layout.tokens)
 
@@ -42,12 +44,13 @@ def score(
         is_greedy = _argmax(out, layout.rest_ffn) == target
         return all_gather(logprob, layout.rest_embed), all_gather(is_greedy, layout.rest_embed)
 
-    targets = flatten(jnp.roll(tokens, -1, axis=1), model)
+    targets = flatten(jnp.roll(tokens, -1, axis=1), model, micro_batches)
     by_piece = jnp.swapaxes(targets.reshape(chips, -1, at_a_time), 0, 1).reshape(-1, chips * at_a_time)
     results = lax.map(some, (hidden.reshape(-1, at_a_time, hidden.shape[1]), by_piece))
 
     def in_order(pieces: Array) -> Array:
-        return unflatten(jnp.swapaxes(pieces.reshape(-1, chips, at_a_time), 0, 1), model, tokens.shape[0])
+        flat = from_last(jnp.swapaxes(pieces.reshape(-1, chips, at_a_time), 0, 1), layout.over_slices)
+        return unflatten(flat.reshape(-1), model, tokens.shape[0], micro_batches)
 
     return in_order(results[0]), in_order(results[1])
 

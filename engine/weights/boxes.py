@@ -70,10 +70,8 @@ def regions(
 ) -> Iterator[Region]:
     """What a tensor of this shape gives to a box of the parameter it fills, padded as `held` says."""
     ranges = dict(zip(fill.parameter.axes, box, strict=True))
-    if fill.expert is not None:
-        start, stop = ranges["experts"]
-        if not start <= fill.expert < stop:
-            return
+    if any(not ranges[axis][0] <= index < ranges[axis][1] for axis, index in fill.only.items()):
+        return
     sizes = dict(zip(fill.parameter.axes, fill.parameter.shape, strict=True))
     dims: list[list[Run]] = []
     for merged, start in zip(fill.stored, fill.starts, strict=True):
@@ -96,11 +94,10 @@ def regions(
 
 def as_stored(array: np.ndarray, box: Box, fill: Fill) -> np.ndarray:
     """The array of a box with its axes ordered and merged as the tensor's are; a view."""
-    axes = list(fill.parameter.axes)
-    if fill.expert is not None:
-        at = axes.index("experts")
-        array = array[(slice(None),) * at + (fill.expert - box[at][0],)]
-        axes.remove("experts")
+    only = fill.only
+    ranges = zip(fill.parameter.axes, box, strict=True)
+    array = array[tuple(only[axis] - start if axis in only else slice(None) for axis, (start, _) in ranges)]
+    axes = [axis for axis in fill.parameter.axes if axis not in only]
     sizes = dict(zip(axes, array.shape, strict=True))
     ordered = array.transpose([axes.index(axis) for merged in fill.stored for axis in merged])
     seen = ordered.reshape([math.prod(sizes[axis] for axis in merged) for merged in fill.stored])

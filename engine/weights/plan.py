@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from engine.families.family import Fill
 from engine.layout import HeldSizes
 from engine.model.config import ModelConfig
 from engine.model.params import Parameter, declare, leaves
 from engine.weights.destination import Destination
 from engine.weights.filling import Filled, Filling, fillings
 from engine.weights.matching import Matched, Source
+
+_LAYER = re.compile(r"layers\.(\d+)\.(.+)")
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,12 @@ def plan(
 ) -> list[Group]:
     """Everything that is wanted at the destination, in the order of the files; `dtype_of` says how it is held."""
     declared: dict[str, Parameter] = dict(leaves(declare(config, held)))
-    stored: dict[str, Parameter] = dict(leaves(declare(config)))
+    stages = held.stages if held else 1
+    unpadded = HeldSizes(config.heads, config.kv_heads, config.vocab, stages)
+    stored: dict[str, Parameter] = dict(leaves(declare(config, unpadded)))
+    wanted = matched.sources
+    if stages > 1:
+        wanted = {path: _of_stages(source, config.layers // stages, stored) for path, source in wanted.items()}
 
     def filled(path: str) -> Filled:
         parameter = declared[path]
@@ -46,15 +55,29 @@ def plan(
         return Filled(path, parameter, to.boxes(parameter), scale_boxes, dtype, parameter != stored[path])
 
     groups = []
-    for sources in _together(matched.sources.values()):
+    for sources in _together(wanted.values()):
         paths = dict.fromkeys(fill.path for source in sources for fill in source.fills)
         by_path = {path: filled(path) for path in paths}
         read: list[Filling] = []
         for source in sources:
-            copy = matched.head_copy if source is matched.sources["embedding"] else None
+            copy = matched.head_copy if source is wanted["embedding"] else None
             read += fillings(source, by_path, config, held, copy, skipped_bytes)
         groups.append(Group(list(by_path.values()), read))
     return groups
+
+
+def _of_stages(source: Source, layers: int, stored: Mapping[str, Parameter]) -> Source:
+    """What a tensor fills where every stage of several has so many layers."""
+
+    def of(fill: Fill) -> Fill:
+        found = _LAYER.fullmatch(fill.path)
+        if found is None:
+            return fill
+        stage, layer = divmod(int(found[1]), layers)
+        path = f"layers.{layer}.{found[2]}"
+        return replace(fill, path=path, parameter=stored[path], stage=stage)
+
+    return replace(source, fills=tuple(map(of, source.fills)))
 
 
 def _together(sources: Iterable[Source]) -> list[list[Source]]:

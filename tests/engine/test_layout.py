@@ -86,10 +86,22 @@ def test_a_mesh_that_does_not_divide_names_the_dimension_and_the_nearest_that_do
         check_divides(config, Layouts.of(nearest, ("ws2d", "batch"), ("ws2d", "batch")))
 
 
-@pytest.mark.parametrize("text", ["", "0x2", "2x", "2x2x2x2", "-1", "2 x 2", "a", "1" * 40])
+@pytest.mark.parametrize("text", ["", "0x2", "2x", "2x2x2x2", "-1", "2 x 2", "a", "1" * 40, "0*2x2", "2*", "2*2*2"])
 def test_what_is_no_mesh(text: str) -> None:
     with pytest.raises(NoFeasiblePlan, match="XxYxZ"):
         MeshShape.parse(text)
+
+
+def test_slices_are_an_axis_of_their_own() -> None:
+    mesh = MeshShape.parse("3*2x4")
+    assert (str(mesh), mesh.chips, mesh.slice_chips, mesh.size(("slice", "y"))) == ("3*2x4x1", 24, 8, 12)
+    layout = layouts(mesh, "ws2d", "heads")
+    assert (layout.everything, layout.over_slices) == (("x", "y"), ("slice",))
+    assert layouts(MeshShape(2, 4), "ws2d", "heads").over_slices == ()
+    # Of a stage's parameters each slice has its own; of the others each has all.
+    assert layout.at_rest(("stages", "embed"), 4) == (("slice",), ())
+    assert layout.at_rest(("stages", "ffn", "embed"), 4) == (("slice",), ("y",), ("x",))
+    assert layout.at_rest(("vocab", "embed"), 4) == (("y",), ("x",))
 
 
 def test_weights_rest_in_one_form_for_both_phases() -> None:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from engine.collectives import from_last
 from engine.compilation.placement import Placement, spec
-from engine.model.attention_projections import back  # noqa: F401
 from engine.model.config import Experts, ModelConfig, Rotary
 from engine.model.decoder import logits
 from engine.model.params import Parameter, Params, build, declare, leaves
@@ -83,7 +83,17 @@ def random_weights(config: ModelConfig, seed: int = 0) -> Params:
 
 
 def padded(params: Params, placement: Placement) -> Params:
-    """The weights with zeros where heads and vocabulary are padded."""
+    """The weights as they are held: with zeros where heads and vocabulary are padded, layers by stages."""
+    stages = placement.held.stages
+    padded = _padded(params, placement)
+    each = len(padded["layers"]) // stages
+    if stages > 1:
+        layers = [jax.tree.map(lambda *x: np.stack(x), *padded["layers"][at::each]) for at in range(each)]
+        padded = padded | {"layers": layers}
+    return padded
+
+
+def _padded(params: Params, placement: Placement) -> Params:
     held, config = placement.held, placement.config
     group, group_held = config.heads // config.kv_heads, held.heads // held.kv_heads
     heads = np.arange(config.heads)
@@ -100,7 +110,7 @@ def padded(params: Params, placement: Placement) -> Params:
         out[np.ix_(*at)] = given[path]
         return out
 
-    return build(config, pad, held)
+    return build(config, pad, replace(held, stages=1))
 
 
 def place(params: Params, placement: Placement) -> Params:
@@ -116,14 +126,14 @@ def place(params: Params, placement: Placement) -> Params:
     )
 
 
-def all_logits(params: Params, placement: Placement, tokens: np.ndarray) -> np.ndarray:
+def all_logits(params: Params, placement: Placement, tokens: np.ndarray, micro_batches: int = 1) -> np.ndarray:
     """Logits of every position of `tokens` [rows, seq], by prefill's layout: [rows * seq, vocab] in prefill's order."""
     model = placement.prefill
     layout = model.layout
 
     def program(params: Params, tokens: Any) -> Any:
-        hidden = prefill(params, model, tokens)[2]
-        return logits(params, model, hidden)
+        hidden = prefill(params, model, tokens, micro_batches)[2]
+        return from_last(logits(params, model, hidden), layout.over_slices)
 
     run = placement.on_all_chips(program, (placement.param_specs(), P()), spec((layout.rest_embed, layout.rest_ffn)))
     return np.asarray(jax.jit(run)(params, tokens))[:, : placement.config.vocab]

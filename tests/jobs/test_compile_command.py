@@ -49,7 +49,7 @@ def test_what_is_asked(asked: list[Question]) -> None:
     assert (question.batch, question.context_tokens, question.config.layers) == (64, 2048, 3)
     assert (str(question.mesh_shape), question.weights, question.kv) == ("8x4x2", "int8", "int8")
     assert (question.layout.ffn, question.layout.attention) == ("wg-xy", "batch")
-    assert question.layouts.decode.ffn == "ws2d"
+    assert question.layouts.decode == question.layout  # nothing is asked of the other phase
 
 
 def test_what_is_not_said_is_the_usual(asked: list[Question]) -> None:
@@ -64,6 +64,13 @@ def test_a_decode_step_attends_to_the_whole_context() -> None:
     assert whole.assumed_runs == (1, 16)
     over_sequence = Question.of("llama-2-7b", "v5e:4x4", "decode", 64, 4096, attention="sequence")
     assert over_sequence.assumed_runs == (1, 2)  # 32 blocks over 16 chips
+
+
+def test_slices_are_the_stages_of_a_pipeline() -> None:
+    question = Question.of("llama-2-7b", "2*v5e:4x4", "decode", 64, 2000)
+    assert (str(question.mesh_shape), question.layouts.decode.attention) == ("2*4x4x1", "heads")
+    assert question.counted == "one tick (2 a step)"
+    assert str(Question.of("llama-2-7b", "2*v5e:4x4", "decode", 64, 2000, mesh="2*8x2").mesh_shape) == "2*8x2x1"
 
 
 def test_json_has_what_the_issue_asks_for(asked: list[Question], capsys: pytest.CaptureFixture[str]) -> None:

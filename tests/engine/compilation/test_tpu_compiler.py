@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,12 +16,15 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from engine.compilation import tpu_compiler
+from engine.compilation.compile_check import Question, check
 from engine.compilation.hlo_report import report
 from engine.compilation.topology import FACTS, Topology, options_for
 from engine.compilation.tpu_compiler import CompilerFailed, CompilerMissing, compile_programs, mesh_axes
 from engine.errors import NoFeasiblePlan
 from engine.mesh import MeshShape
+from engine.steps.decode import TOP_LOGPROBS
 from tests.engine.compilation.small_programs import PROGRAMS, SMALL, recorded
+from tests.engine.tiny_models import LLAMA
 
 compiles = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install 'penstock[tpu]'"
@@ -143,6 +147,20 @@ def test_a_compiler_that_takes_too_long_is_an_error() -> None:
         compile_programs(ONE, ONE.mesh, f"{HERE}:dies", "sleeps", timeout_seconds=3.0)
 
 
+@compiles
+def test_between_the_stages_of_a_pipeline_goes_the_residual_stream() -> None:
+    """And what was sampled: tokens, log-probabilities and, in a branch, the likeliest of every slot."""
+    config = replace(LLAMA, embed=1024, ffn=1024, heads=4, kv_heads=4, head_dim=128, vocab=1024, context_tokens=2048)
+    answer = check(Question("small", config, Topology.parse("2*v5e:2x1"), "decode", 32, 256))
+    assert answer.report
+    assert answer.cache_aliased
+    sent = [one for one in answer.report.sent if "slice" in one.collective.axes]
+    (handed_on,) = [one for one in sent if one.collective.kind == "collective-permute"]
+    slots = 16  # in a group; of the stream every chip has a half
+    assert (handed_on.count, handed_on.collective.bytes) == (1, slots * 1024 * 2 // 2)
+    assert all(one.collective.bytes <= 2 * slots * TOP_LOGPROBS * 4 for one in sent if one is not handed_on)
+
+
 # What is known without it.
 
 
@@ -157,6 +175,7 @@ def test_without_the_compiler_the_error_says_what_to_install(monkeypatch: pytest
     [
         ("v4:4x4x4", "4x4x2", "a mesh of 4x4x2 is 32 devices, and a slice of v4:4x4x4 has 64; use 4x4x4"),
         ("2*v4:2x2x1", "2x2x2", r"a slice of 2\*v4:2x2x1 has 4; use 2x2x1"),
+        ("2*v4:2x2x1", "3*2x2x1", r"a mesh of 3\*2x2x1 is 3 slices, and 2\*v4:2x2x1 is 2"),
         ("tpu7x:2x2x1", "2x2x1", r"a slice of tpu7x:2x2x1 has 8 \(2 a chip\); use 2x2x2"),
     ],
 )
@@ -167,4 +186,5 @@ def test_a_mesh_must_be_as_large_as_a_slice(chips: str, mesh: str, says: str) ->
 
 def test_slices_are_the_major_axis() -> None:
     topology = Topology.parse("2*v5e:4x4")
-    assert mesh_axes(topology, MeshShape(4, 2, 2)) == (("slice", 2), ("x", 4), ("y", 2), ("z", 2))
+    for mesh in (MeshShape(4, 2, 2), MeshShape(4, 2, 2, slices=2)):
+        assert mesh_axes(topology, mesh) == (("slice", 2), ("x", 4), ("y", 2), ("z", 2))

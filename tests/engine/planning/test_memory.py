@@ -64,6 +64,12 @@ RECORDED = [
     Recorded(
         "palm-540b", 24, "v4", "4x4x4", "decode", "ws2d", "batch", 512, 2048, "bfloat16", "bfloat16", 4_073_975_296
     ),
+    Recorded(
+        "palm-540b", 4, "v4", "2*4x4x4", "prefill", "wg-xyz", "batch", 512, 2048, "bfloat16", "bfloat16", 7_261_842_944
+    ),
+    Recorded(
+        "llama-2-7b", 4, "v5e", "2*2x2x1", "decode", "ws2d", "heads", 64, 1024, "bfloat16", "bfloat16", 984_581_120
+    ),
     Recorded("palm-62b", 16, "v4", "2x2x2", "prefill", "ws2d", "heads", 8, 2048, "bfloat16", "bfloat16", 5_146_809_856),
     Recorded(
         "palm-540b", 4, "v4", "4x4x4", "prefill", "wg-xyz", "batch", 512, 2048, "bfloat16", "bfloat16", 13_373_507_584

@@ -12,6 +12,7 @@ import pytest
 from engine.layout import AttentionSharding, Feedforward, HeldSizes, Layout, Layouts, held_sizes
 from engine.mesh import MeshShape
 from engine.model.config import ModelConfig
+from engine.planning.buckets import MICRO_BATCHES
 from engine.planning.collectives import Collective, Kind, Stage, wire_bytes
 from engine.planning.named_models import named_model
 from engine.planning.paper_volumes import paper_volume, switch_tokens, width
@@ -90,6 +91,24 @@ def test_scoring_is_counted_too(layout: tuple[Feedforward, AttentionSharding]) -
     one, held = of_mesh(config, MeshShape(2, 2, 2), *layout)
     traced = traced_score(config, Layouts(one, one), rows=16, seq=128)
     assert Counter(traced) == counted(Traffic(config, one, held, "score", 16 * 128))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "layout"),
+    [("2*2x2x2", ("wg-xy", "batch")), ("4*2x2x1", ("ws2d", "heads")), ("8*1x1x1", ("ws2d", "heads"))],
+)
+def test_a_pipeline_is_counted_too(mesh: str, layout: tuple[Feedforward, AttentionSharding]) -> None:
+    config = replace(named_model("llama-3.1-70b"), layers=8)
+    one, held = of_mesh(config, MeshShape.parse(mesh), *layout)
+    layouts, stages = Layouts(one, one), one.mesh.slices
+    pieces = MICRO_BATCHES * stages
+    prefill = traced_prefill(config, layouts, rows=256, seq=128)
+    assert Counter(prefill) == counted(Traffic(config, one, held, "prefill", 256 * 128, pieces=pieces))
+    score = traced_score(config, layouts, rows=256, seq=128)
+    assert Counter(score) == counted(Traffic(config, one, held, "score", 256 * 128, pieces=pieces))
+    tick = traced_decode(config, layouts, slots=64, context=2048)
+    step = counted(Traffic(config, one, held, "decode", 64, pieces=stages))
+    assert {stage: times * stages for stage, times in Counter(tick).items()} == step
 
 
 def test_on_one_chip_nothing_is_sent() -> None:

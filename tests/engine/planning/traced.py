@@ -30,6 +30,7 @@ _KINDS: dict[str, Kind] = {
     "ragged_all_to_all": "all-to-all",
     "psum": "all-reduce",
     "pmax": "all-reduce",
+    "ppermute": "collective-permute",
 }
 _PAGE = 128
 
@@ -65,7 +66,7 @@ def _prefill(config: ModelConfig, layouts: Layouts, rows: int, seq: int, int8: b
 
 
 def traced_decode(config: ModelConfig, layouts: Layouts, slots: int, context: int, int8: bool = False) -> list[Stage]:
-    """Of one step of decode, without the alternatives that are sent only if wanted."""
+    """Of one step of decode, or one tick of it in a pipeline, without the alternatives that are sent only if wanted."""
     return _stages(*_decode(config, layouts, slots, context, int8))
 
 
@@ -117,17 +118,22 @@ def _params(programs: ProgramSet) -> Any:
 
 
 def _on_chips(programs: ProgramSet, program: Program) -> Any:
-    shape = programs.placement.layouts.mesh
-    mesh = AbstractMesh((shape.x, shape.y, shape.z), AXES, axis_types=(AxisType.Auto,) * 3)
+    sizes = _sizes(programs)
+    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
     return jax.shard_map(
         program.function, mesh=mesh, in_specs=program.in_specs, out_specs=program.out_specs, check_vma=False
     )
 
 
 def _stages(programs: ProgramSet, program: Program, *args: Any) -> list[Stage]:
-    mesh = programs.placement.layouts.mesh
     equations = _equations(_traced(programs, program, *args))
-    return list(_collectives(equations, {axis: mesh.size((axis,)) for axis in AXES}))
+    return list(_collectives(equations, _sizes(programs)))
+
+
+def _sizes(programs: ProgramSet) -> dict[str, int]:
+    """Of the mesh's axes, major first."""
+    layouts = programs.placement.layouts
+    return {axis: layouts.mesh.size((axis,)) for axis in (*layouts.prefill.over_slices, *AXES)}
 
 
 def _traced(programs: ProgramSet, program: Program, *args: Any) -> Jaxpr:

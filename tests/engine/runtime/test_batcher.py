@@ -8,7 +8,7 @@ from itertools import count
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.cache.forms import Attention
@@ -56,6 +56,7 @@ PARTS = st.sampled_from(
 
 
 @settings(deadline=None, max_examples=300)
+@example([(1, 1, 1)] * 4 + [(10, 1, 2), (42, 1, 2), (10, 48, 2)], 1, 5, 1, Parts(4, 4, 1, 4, 1), "paged")
 @given(
     st.lists(requests, min_size=1, max_size=30),
     st.integers(1, 6),

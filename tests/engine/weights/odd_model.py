@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,18 @@ def stored(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def padded(params: Mapping[str, np.ndarray], held: HeldSizes) -> dict[str, np.ndarray]:
-    """Every parameter as it is held: query heads beside their key and value head, the rest followed by zeros."""
+    """Every parameter as it is held: query heads beside their key and value head, the rest followed by zeros.
+
+    Of several stages, what they have in the same place stands in one array.
+    """
+    if held.stages > 1:
+        whole, each = padded(params, replace(held, stages=1)), CONFIG.layers // held.stages
+        return {
+            path: whole[path]
+            if "stages" not in declared.axes
+            else np.stack([whole[_of_layer(path, stage * each)] for stage in range(held.stages)])
+            for path, declared in leaves(declare(CONFIG, held))
+        }
     result = {}
     group, group_held = CONFIG.heads // CONFIG.kv_heads, held.heads // held.kv_heads
     for path, declared in leaves(declare(CONFIG, held)):
@@ -122,6 +134,12 @@ def padded(params: Mapping[str, np.ndarray], held: HeldSizes) -> dict[str, np.nd
             array[tuple(slice(size) for size in params[path].shape)] = params[path]
         result[path] = array
     return result
+
+
+def _of_layer(path: str, further: int) -> str:
+    """The same of the layer that is so much further on."""
+    layers, number, name = path.split(".")
+    return f"{layers}.{int(number) + further}.{name}"
 
 
 def write(directory: Path, monkeypatch: pytest.MonkeyPatch, dtype: str = "float32") -> dict[str, np.ndarray]:

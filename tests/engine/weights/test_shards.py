@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from engine.compilation.placement import Placement
@@ -28,7 +29,7 @@ from tests.engine.tiny_checkpoint import write_tiny_checkpoint
 from tests.engine.weights import odd_model
 from tests.engine.weights.stores import CountingOpen
 
-MESHES = ("8x1x1", "2x4x1", "4x2x1", "2x2x2")
+MESHES = ("8x1x1", "2x4x1", "4x2x1", "2x2x2", "2*2x2x1")
 
 
 def placement(checkpoint: Path, mesh: str, ffn: Any) -> Placement:
@@ -47,12 +48,13 @@ def inputs_of(array: Quantized) -> int:
 
 
 def assert_equal(shards: dict[str, Any], whole: Mapping[str, np.ndarray]) -> None:
-    """To the last bit; int8 is what the whole parameter, padded, is quantised to, with its scales on every chip."""
+    """To the last bit; int8 is what the whole parameter, padded, is quantised to; a chip has its stage's scales."""
     assert list(shards) == list(whole)
     for path, array in shards.items():
         if isinstance(array, Quantized):
             expected = quantize(whole[path].astype(np.float32), inputs_of(array))
-            assert array.scale.sharding.is_fully_replicated
+            is_staged = isinstance(array.scale.sharding, NamedSharding) and array.scale.sharding.spec[:1] == ("slice",)
+            assert array.scale.sharding.is_fully_replicated or (is_staged and path.startswith("layers."))
             parts = [(array.values, np.asarray(expected.values)), (array.scale, np.asarray(expected.scale))]
         else:
             parts = [(array, whole[path])]
@@ -81,6 +83,19 @@ def test_shards_are_slices_of_the_parameters(
         values = array.values if isinstance(array, Quantized) else array
         assert values.sharding == on.param_sharding(declared[path]), path
         assert isinstance(array, Quantized) == (weights == "int8" and declared[path].is_matrix)
+
+
+def test_a_stage_has_layers_that_follow_each_other(tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path, num_hidden_layers=6)
+    on = placement(tmp_path, "2*2x2x1", "ws2d")
+    shards, whole = load(tmp_path, Shards(on.param_sharding), on.held), load(tmp_path, None, None)
+    assert len({path.split(".")[1] for path in shards if path.startswith("layers.")}) == 3
+    for path, array in shards.items():
+        if path.startswith("layers."):
+            _, number, name = path.split(".")
+            expected = np.stack([whole[path], whole[f"layers.{int(number) + 3}.{name}"]])
+            assert {shard.index[0].start for shard in array.addressable_shards} == {0, 1}
+            np.testing.assert_array_equal(np.asarray(array), expected)
 
 
 @pytest.mark.parametrize("stored", ["float32", "float16", "bfloat16"])
