@@ -58,6 +58,7 @@ palm-62b 64 v4 2x2x2 decode ws2d batch 512 2048 bfloat16 bfloat16 25488512000
 palm-62b 64 v4 2x2x4 prefill ws2d heads 1 2048 int8 bfloat16 4140589568
 llama-3.1-70b 80 v5p 2x2x2 decode ws2d heads 64 8192 bfloat16 bfloat16 40475621088
 llama-3.1-8b 32 v6e 2x2x1 decode ws2d heads 128 2048 bfloat16 bfloat16 12874819424
+gemma-2-27b 46 v6e 2x4x1 decode ws2d heads 64 4096 bfloat16 bfloat16 19374576576
 llama-3.1-70b 80 v5e 4x4x1 decode ws2d batch 8 2048 int8 int8 5122664960
 llama-3.1-70b 80 v5e 4x4x1 decode ws2d batch 64 2048 int8 int8 6160637440
 llama-3.1-70b 80 v5e 4x4x1 decode ws2d batch 128 2048 int8 int8 7544760832
