@@ -428,12 +428,11 @@ def _changes_that_fit(asked: JobAsked, on: Slice) -> Iterator[str]:
 
 def _can_fit(asked: JobAsked, on: Slice) -> bool:
     """Whether the least that is allowed fits: as few slots, and as few tokens at a time, as there can be."""
-    workload, kinds = asked.workload, (asked.config, asked.weights, asked.kv)
+    workload = asked.workload
     bucket = buckets_of(workload)[-1]
 
     def peaks(phase: Phase, batch: int, context_tokens: int, pinned: Pinned) -> list[Memory]:
-        config, weights, kv = kinds
-        some = Asked(config, phase, batch, context_tokens, weights, kv, pinned)
+        some = Asked(asked.config, phase, batch, context_tokens, asked.weights, asked.kv, pinned)
         return [plan.memory for plan in candidates(some, on)]
 
     for mesh in meshes_to_try(asked.config, on, asked.mesh):
