@@ -45,6 +45,10 @@ class Pinned:
     def named(cls, mesh: str | None, ffn: str | None, attention: str | None) -> Pinned:
         """From what a person writes; NoFeasiblePlan refuses what is no mesh or layout."""
         layout = Layouts.asked(1, None, (ffn, attention)).prefill
+        if mesh and MeshShape.parse(mesh).slices > 1:
+            raise NoFeasiblePlan(
+                f"the mesh {mesh} is a pipeline over several slices, which is not planned: name one slice"
+            )
         return cls(
             MeshShape.parse(mesh) if mesh else None,
             layout.ffn if ffn else None,
