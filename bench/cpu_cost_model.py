@@ -76,7 +76,7 @@ def main() -> None:
                 slots=slots,
             )
             generated, seconds, steps, prefills = generate(params, config, options, prompt, new)
-            of_steps = steps * predicted(machine, config, "decode", slots, prompt + new // 2)
+            of_steps = steps * predicted(machine, config, "decode", options.slot_rows, prompt + new // 2)
             bucket = options.bucket(prompt - 1)
             of_prefills = prefills * predicted(machine, config, "prefill", options.rows(bucket), bucket)
             rate, foreseen = generated / seconds, generated / (of_steps + of_prefills)
