@@ -361,6 +361,10 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
         "--startup", type=_number, default=300.0, metavar="SECONDS", help="of a worker, assumed (default: 300)"
     )
     choice.add_argument("--prices", metavar="FILE", help="YAML or CSV with the price of a chip-hour")
+    parser.add_argument("--compile", action="store_true", help="check the plan with the TPU compiler (penstock[tpu])")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw frontier and roofline into an .html or .png (penstock[plot])"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -13,11 +13,12 @@ from typing import Any
 from engine.compilation.compile_check import read_model
 from engine.planning.frontier import frontier
 from engine.planning.job_planner import JobAsked, JobDoesNotFit, JobPlan, choose, job_plans
-from engine.planning.planner import Pinned
+from engine.planning.planner import PhasePlan, Pinned
 from engine.planning.program import Dtype
 from engine.planning.slices import Slice, named_slices
 from jobs.job_sample import JobSample, sample
 from jobs.phase_plan import ALL_CHIPS
+from jobs.plan_plot import Drawing, Point, roofline
 from jobs.prices import Prices
 from jobs.spec import Job
 from pipeline.errors import JobError
@@ -167,6 +168,36 @@ class JobAnswer:
             yield f"{plan.workers} workers are as many slices, each with a copy of the model and a share of the shards"
         yield f"{plan.asked.startup_seconds:g} s to load and compile are assumed for every worker (--startup)"
         yield f"times are predicted, not measured; the error is {plan.error_fraction:.0%} (one standard deviation)"
+
+    @property
+    def programs(self) -> list[PhasePlan]:
+        """That the chosen plan spends its time in."""
+        plan = self.chosen
+        return [plan.prefill(plan.main_bucket), *([plan.decode] if plan.flow else [])]
+
+    @property
+    def title(self) -> str:
+        return f"Plans of {self.question.job.name}"
+
+    def drawings(self) -> list[Drawing]:
+        """Cost against finishing time of all plans, with the frontier, and the roofline of the chosen one."""
+        prices, cost_of = self.question.prices, self.question.cost_of
+        scale, unit = (1.0, prices.currency) if prices else (1 / 3600, "chip-hours")
+        points = [
+            Point(
+                plan.seconds / 60,
+                cost_of(plan) * scale,
+                plan.on.chip.name,
+                f"{plan.workers} x {plan.on}, {plan.layouts.mesh}, {plan.slots} slots",
+                plan is self.chosen,
+            )
+            for plan in self.plans
+        ]
+        line = ("frontier", [(plan.seconds / 60, cost_of(plan) * scale) for plan in self.frontier])
+        return [
+            Drawing("Cost against finishing time", "minutes", unit, points, [line]),
+            roofline([(plan.asked.phase, plan) for plan in self.programs]),
+        ]
 
     def to_json(self) -> dict[str, Any]:
         question, looked = self.question, self.question.sample

@@ -14,6 +14,8 @@ from engine.compilation.compile_check import DTYPES, read_model
 from engine.planning.frontier import frontier
 from engine.planning.planner import Asked, DoesNotFit, Found, PhasePlan, Pinned, search, sweep
 from engine.planning.slices import Slice, named_slices
+from jobs.plan_check import DTYPE_NAMES
+from jobs.plan_plot import Drawing, Point, roofline
 from jobs.prices import Prices
 from pipeline.errors import JobError
 from pipeline.storage import open_input
@@ -21,7 +23,6 @@ from pipeline.storage import open_input
 ALL_CHIPS = "v4,v5e,v5p,v6e"
 BATCHES = tuple(2**power for power in range(11))
 DECODED_TOKENS = 64
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,37 @@ class PhaseAnswer:
             f"times are predicted, not measured; the model's error is {self.chosen.cost.error_fraction:.0%} (one "
             "standard deviation)"
         )
+
+    @property
+    def programs(self) -> list[PhasePlan]:
+        return [self.chosen]
+
+    @property
+    def title(self) -> str:
+        return f"{self.chosen.asked.phase} of {self.question.model}"
+
+    def drawings(self) -> list[Drawing]:
+        """Cost against time, each slice and batch in its best layout, with the frontier, and the roofline of that."""
+        question, front = self.question, self.frontier()
+        best = {(plan.on, plan.asked.batch): plan for plan in reversed(self.found.plans)}  # sorted: the fastest is last
+        best[self.chosen.on, self.chosen.asked.batch] = self.chosen
+        scale, unit = (1e6, f"{question.prices.currency} a million tokens") if question.prices else (1e3, "")
+        points = [
+            Point(
+                plan.seconds,
+                question.cost_of(plan) * scale,
+                plan.on.chip.name,
+                f"{plan.on}, {plan.layout.mesh}, {plan.layout.ffn}, {plan.layout.attention}, batch {plan.asked.batch}",
+                plan is self.chosen,
+            )
+            for plan in best.values()
+        ]
+        line = ("frontier", [(plan.seconds, question.cost_of(plan) * scale) for plan in front])
+        time = "seconds of a step" if self.chosen.asked.phase == "decode" else "seconds"
+        return [
+            Drawing("Cost against time", time, unit or "chip-milliseconds a token", points, [line]),
+            roofline([(f"batch {plan.asked.batch} on {plan.on}", plan) for plan in front[-6:]]),
+        ]
 
     def to_json(self) -> dict[str, Any]:
         question, plan = self.question, self.chosen

@@ -8,9 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console
 
+from jobs.plan_check import checked_table, compiled
+from jobs.plan_plot import draw
 from jobs.prices import Prices, read_prices
 from pipeline.errors import JobError
 
@@ -33,35 +37,40 @@ def run(options: argparse.Namespace, console: Console) -> bool:
     if (options.job is None) == (options.model is None):
         raise JobError("name one: a job (penstock plan JOB.yaml) or a model (penstock plan --model NAME ...)")
     prices = read_prices(options.prices) if options.prices else None
-    return _phase(options, prices, console) if options.job is None else _job(options, prices, console)
+    answer, model, report = (_phase if options.job is None else _job)(options, prices)
+    said = answer.to_json() if options.json else {}
+    if answer.problem is not None:
+        if options.json:
+            print(json.dumps(said, indent=2))
+        print(f"error: {answer.problem}", file=sys.stderr)
+        return False
+    if options.plot:
+        draw(options.plot, answer.title, answer.drawings())
+    found = compiled(model, answer.programs) if options.compile else []
+    if options.json:
+        print(json.dumps(said | ({"compiled": found} if options.compile else {}), indent=2))
+    else:
+        console.print(report(answer))
+        if found:
+            console.print(checked_table(found))
+            console.print(f"Note: {found[0]['estimates']}.")
+    return all(one["fits"] for one in found)
 
 
-def _job(options: argparse.Namespace, prices: Prices | None, console: Console) -> bool:
+def _job(options: argparse.Namespace, prices: Prices | None) -> tuple[Any, str, Callable[[Any], Any]]:
+    """The answer, where its model is, and how it is shown."""
     from jobs.job_file import load
     from jobs.job_plan import JobAnswer, JobQuestion
     from jobs.job_report import rendered
 
     if given := [flag for flag in PHASE_FLAGS if getattr(options, flag) is not None]:
         raise JobError(f"--{given[0]} is for --model; a job says it itself: --set {_IN_A_JOB[given[0]]}")
-    answer = JobAnswer.to(JobQuestion.of(load(options.job, options.set), options, prices))
-    if options.json:
-        print(json.dumps(answer.to_json(), indent=2))
-    elif answer.problem is None:
-        console.print(rendered(answer))
-    if answer.problem:
-        print(f"error: {answer.problem}", file=sys.stderr)
-    return answer.problem is None
+    job = load(options.job, options.set)
+    return JobAnswer.to(JobQuestion.of(job, options, prices)), job.model.checkpoint, rendered
 
 
-def _phase(options: argparse.Namespace, prices: Prices | None, console: Console) -> bool:
+def _phase(options: argparse.Namespace, prices: Prices | None) -> tuple[Any, str, Callable[[Any], Any]]:
     from jobs.phase_plan import PhaseAnswer, PhaseQuestion
     from jobs.phase_report import rendered
 
-    answer = PhaseAnswer.to(PhaseQuestion.of(options, prices))
-    if options.json:
-        print(json.dumps(answer.to_json(), indent=2))
-    elif answer.problem is None:
-        console.print(rendered(answer))
-    if answer.problem:
-        print(f"error: {answer.problem}", file=sys.stderr)
-    return answer.problem is None
+    return PhaseAnswer.to(PhaseQuestion.of(options, prices)), options.model, rendered

@@ -45,6 +45,10 @@ class Pinned:
     def named(cls, mesh: str | None, ffn: str | None, attention: str | None) -> Pinned:
         """From what a person writes; NoFeasiblePlan refuses what is no mesh or layout."""
         layout = Layouts.asked(1, None, (ffn, attention)).prefill
+        if mesh and MeshShape.parse(mesh).slices > 1:
+            raise NoFeasiblePlan(
+                f"the mesh {mesh} is a pipeline over several slices, which is not planned: name one slice"
+            )
         return cls(
             MeshShape.parse(mesh) if mesh else None,
             layout.ffn if ffn else None,
@@ -178,7 +182,7 @@ def candidates(asked: Asked, on: Slice) -> Iterator[PhasePlan]:
     """Every plan on a slice that divides, whether it fits or not."""
     for mesh, wraps in meshes_to_try(asked.config, on, asked.pinned.mesh).items():
         for names in layouts_to_try(mesh, asked.pinned):
-            layouts = _layouts(asked, mesh, names)
+            layouts = _layouts(mesh, names)
             rows = rows_of(asked, layouts)
             if rows is not None and indivisible(asked.config, layouts) is None:
                 program = Program(
@@ -206,10 +210,9 @@ def rows_of(asked: Asked, layouts: Layouts) -> int | None:
     return asked.batch
 
 
-def _layouts(asked: Asked, mesh: MeshShape, names: tuple[Feedforward, AttentionSharding]) -> Layouts:
-    """With the usual layout in the other phase, as `penstock compile` has it."""
-    prefill, decode = (None, names) if asked.phase == "decode" else (names, None)
-    return Layouts.asked(asked.config.kv_heads, str(mesh), prefill, decode)
+def _layouts(mesh: MeshShape, names: tuple[Feedforward, AttentionSharding]) -> Layouts:
+    """The other phase, which is not asked about, has the same, as in `penstock compile`."""
+    return Layouts.of(mesh, names, names)
 
 
 def meshes_to_try(config: ModelConfig, on: Slice, pinned: MeshShape | None = None) -> dict[MeshShape, Wraps]:
@@ -254,7 +257,7 @@ def _why_none(asked: Asked, slices: Sequence[Slice], possible: Sequence[PhasePla
     if not possible:
         if asked.pinned.mesh:  # says what does not, and what mesh would
             for names in layouts_to_try(asked.pinned.mesh, asked.pinned):
-                check_divides(asked.config, _layouts(asked, asked.pinned.mesh, names))
+                check_divides(asked.config, _layouts(asked.pinned.mesh, names))
         what = "the model" if asked.phase == "decode" else f"{asked.batch} x {asked.context_tokens} tokens"
         return NoFeasiblePlan(
             f"{what} divides over no mesh of {where} in the layouts that are allowed; pin less, or take a batch that "

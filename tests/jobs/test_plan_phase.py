@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
+from engine.compilation.compile_check import Answer, Question
+from engine.compilation.tpu_compiler import Compiled
+from jobs import plan_check
 from jobs.cli import DONE, REFUSED, TOO_MANY_FAILED, main
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +128,7 @@ def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(DECODE) == DONE
     out = capsys.readouterr().out
     assert "v4:4x4x4, mesh 4x4x4: ws2d, attention over batch" in out
-    assert "W weights 16.25 GiB, K KV 1.84 GiB" in out
+    assert re.search(r"W weights 1[56]\.\d\d GiB, K KV 1\.84 GiB, a activations 0\.\d\d GiB, \. free 1\d\.", out)
     assert "chip-hours a million tokens (no prices: --prices FILE)" in out
     assert "ws1d, attention over batch" in out
     assert "predicted, not measured" in out
@@ -136,6 +142,7 @@ def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         ([*DECODE, "--chips", "v4:4x4"], "the torus of v4 has 3 axes"),
         ([*DECODE, "--chips", "v4", "--mesh", "4x4"], "--mesh 4x4 needs one slice"),
         ([*DECODE, "--mesh", "2x2"], "a mesh of 2x2x1 is 4 devices, and v4:4x4x4 has 64"),
+        ([*DECODE, "--mesh", "2*4x4x2"], "a pipeline over several slices, which is not planned"),
         ([*DECODE, "--ffn", "wg-q"], "'wg-q' is not a feed-forward layout"),
         ([*DECODE, "--model", "llama-9"], "'llama-9' is neither a directory with a checkpoint nor a model"),
         ([*ASKED, "--batch", "8"], "--model needs --phase prefill or decode, and --context"),
@@ -198,3 +205,44 @@ def test_it_answers_within_three_seconds() -> None:
     answered, seconds = said.stdout.rstrip().rsplit("\n", 1)
     assert json.loads(answered)["frontier"]
     assert float(seconds) < 3
+
+
+def test_a_drawing(answer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "plan.html"
+    line = ["plan", "--model", "llama-3.1-8b", "--chips", "v5e:2x2,v6e:1x1", "--phase", "decode", "--context", "1024"]
+    front = answer(*line, "--plot", str(page))["frontier"]
+    text = page.read_text()
+    for svg in re.findall(r"<svg.*?</svg>", text):
+        ElementTree.fromstring(svg)  # well-formed
+    assert text.count("<svg") == 2
+    assert all(f"batch {one['batch']}<" in text for one in front)  # each point says what it is
+    for value in re.findall(r'c[xy]="([^"]+)"', text):
+        assert 0 < float(value) < 820
+    for name, says in (("plan.pdf", "must end in .html or .png"), ("no/plan.html", "cannot be written")):
+        assert main([*line, "--plot", str(tmp_path / name)]) == REFUSED
+        assert says in capsys.readouterr().err
+    if importlib.util.find_spec("matplotlib") is None:
+        assert main([*line, "--plot", str(tmp_path / "plan.png")]) == REFUSED
+        assert "pip install 'penstock[plot]'" in capsys.readouterr().err
+
+
+def test_the_compiler_is_asked_about_the_chosen_plan(answer, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[Question] = []
+
+    def check(question: Question) -> Answer:
+        asked.append(question)
+        fits = len(asked) < 3
+        return Answer(question, Compiled("decode", 1.5, fits, 40 * 2**30, "", 2**30, 0, 2**20, 0), None)
+
+    monkeypatch.setattr(plan_check, "check", check)
+    found = answer(*DECODE, "--compile")
+    (question,), (compiled,) = asked, found["compiled"]
+    assert str(question.topology) == found["chips"]
+    assert str(question.mesh_shape) == found["mesh"]
+    assert (question.layout.ffn, question.layout.attention) == (found["ffn"], found["attention"])
+    assert (question.batch, question.context_tokens) == (512, 2048)
+    assert (compiled["peak_bytes"], compiled["planned_peak_bytes"]) == (40 * 2**30, found["peak_bytes"])
+    assert main([*DECODE, "--compile"]) == DONE
+    assert "planned / compiled" in capsys.readouterr().out
+    assert main([*DECODE, "--compile"]) == TOO_MANY_FAILED
+    assert "DOES NOT FIT" in capsys.readouterr().out

@@ -27,8 +27,7 @@ def everything(asked: Asked, on: Slice) -> list[PhasePlan]:
     found = []
     ffns, attentions = ("ws1d", "ws2d", "wg-x", "wg-xy", "wg-xyz"), ("heads", "batch", "sequence")
     for (mesh, wraps), ffn, attention in itertools.product(on.meshes().items(), ffns, attentions):
-        of = {asked.phase: (ffn, attention)}
-        layouts = Layouts.asked(asked.config.kv_heads, str(mesh), of.get("prefill"), of.get("decode"))
+        layouts = Layouts.of(mesh, (ffn, attention), (ffn, attention))
         try:
             check_divides(asked.config, layouts)
         except NoFeasiblePlan:
