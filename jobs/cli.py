@@ -1,4 +1,4 @@
-"""The `penstock` command: run, follow, validate, plan, status, show, schema, compile.
+"""The `penstock` command: run, follow, validate, plan, profile, status, show, schema, compile.
 
 It parses the command line, sets up logging, and says what went wrong in one sentence. What a command needs is imported
 when it runs, so that help answers at once.
@@ -116,6 +116,14 @@ Print the JSON schema of a job file. Editors complete and check a job that names
 example:
   penstock schema > job.schema.json
   # yaml-language-server: $schema=./job.schema.json
+"""
+
+_PROFILE = """\
+Measure what this machine's processor reaches with the engine's programs: products, memory, the cost of a call. Takes one
+to three minutes and should have the machine to itself. The profile is what the cost model predicts this machine with.
+
+example:
+  penstock profile --out machine.json
 """
 
 _COMPILE = """\
@@ -238,6 +246,15 @@ def _plan(options: argparse.Namespace) -> int:
     return DONE if run(options, Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)) else TOO_MANY_FAILED
 
 
+def _profile(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from jobs.profile_command import run
+
+    run(options, Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH))
+    return DONE
+
+
 def _print_lines(lines: Iterable[tuple[str, str]]) -> None:
     for label, text in lines:
         print(f"{label:<9}{text}".rstrip())
@@ -292,6 +309,9 @@ def _parser() -> argparse.ArgumentParser:
     schema = command(_schema, "schema", "JSON schema of a job file, for editors", _SCHEMA)
     schema.add_argument("--markdown", action="store_true", help="the reference page instead")
     _add_plan_options(command(_plan, "plan", "what to run on, how long it takes, what it costs", _PLAN))
+    command(_profile, "profile", "measure this machine", _PROFILE).add_argument(
+        "--out", metavar="FILE", help="where the profile goes (default: the user's cache)"
+    )
     _add_compile_options(command(_compile, "compile", "what the TPU compiler makes of a model", _COMPILE))
     return parser
 

@@ -14,12 +14,6 @@ from engine.planning.machine import Machine
 from pipeline.errors import JobError
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", metavar="FILE", help=f"where the profile goes; {kept_at()} if not given, where plans look for it"
-    )
-
-
 def run(options: argparse.Namespace, console: Console) -> bool:
     """Measures, writes the profile and prints it."""
     path = Path(options.out) if options.out else kept_at()
