@@ -78,7 +78,8 @@ def _collectives(collectives: Iterable[Mapping[str, Any]]) -> Table:
     for column in ("count", "a layer", "bytes each", "bytes", "on the wire", "raw time"):
         table.add_column(column, justify="right")
     for one in sorted(collectives, key=lambda one: -one["raw_seconds"]):
-        kind = one["kind"] + (" (async)" if one["async"] else "") + (f", was {one['was']}" if one["was"] else "")
+        form = " (looped)" if one["looped"] else " (async)" if one["async"] else ""
+        kind = one["kind"] + form + (f", was {one['was']}" if one["was"] else "")
         table.add_row(
             kind,
             " ".join(one["axes"]) or f"groups of {one['group']}",

@@ -8,6 +8,7 @@ On the wire go D (K - 1) / K for K chips, and twice that for an all-reduce. The 
     a fusion of all-reduce and dynamic-slice  a reduce-scatter, padded to what its buffers hold
     all-reduce that names no source           the compiler's rewriting of a reduce-scatter or an all-gather: it moves
                                               twice what was asked for, and is worth a warning
+    collective-permute named after a ring     a hop of a looped einsum: K - 1 of them are a collective (`ring_of`)
     collective-permute that names no source   what it moves for itself, such as the rim of a padded reduce-scatter
     send .. recv by the megascale runtime     a collective between slices, through their hosts
 """
@@ -22,6 +23,7 @@ import numpy as np
 
 from engine.compilation.hlo_text import Computation, Instruction, Module
 from engine.model.decoder import LAYER_SCOPE
+from engine.model.looped import ALL_GATHER, REDUCE_SCATTER
 
 KINDS = (
     "all-gather",
@@ -37,6 +39,7 @@ _ASKED_FOR = re.compile(
 )
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _MEGASCALE_KINDS = {"ONE_TO_ONE": "collective-permute"}
+_RINGS = re.compile(rf'op_name="[^"]*\b({REDUCE_SCATTER}|{ALL_GATHER})/')
 _LAYER = re.compile(rf'op_name="[^"]*\b{LAYER_SCOPE}(\d+)/')
 _IOTA = re.compile(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 
@@ -57,6 +60,8 @@ class Collective:
     """What the compiler adds to D for itself."""
     was: str = ""
     """The kind that the program asked for, where the compiler made another of it; "padding" if it asked for nothing."""
+    ring_of: str = ""
+    """The kind of collective that this permutation is one of K - 1 hops of (engine/model/looped.py)."""
     layer: int | None = None
     """Of the model, if it belongs to one (engine/model/decoder.py names them)."""
 
@@ -133,8 +138,14 @@ def _collective(
         bytes=operand_bytes * group if kind == "all-gather" else operand_bytes,
         is_async=is_async,
         was=was,
+        ring_of=_ring(instruction) if kind == "collective-permute" else "",
         layer=_layer(instruction),
     )
+
+
+def _ring(instruction: Instruction) -> str:
+    found = _RINGS.search(instruction.attributes)
+    return found.group(1).removeprefix("looped_").replace("_", "-") if found else ""
 
 
 def _layer(instruction: Instruction) -> int | None:

@@ -53,6 +53,7 @@ class Sent:
             "bytes_each": one.bytes,
             "padding_bytes": one.padding_bytes * self.count,
             "async": one.is_async,
+            "looped": bool(one.ring_of),
             "was": one.was,
             "raw_seconds": self.seconds,
         }
@@ -153,7 +154,9 @@ def report(
         copies += [replace(copy, is_once=True) for copy in _read(without_steps, module.entry, mesh)[1]]
         outside = walk(without_steps, module.entry, topology, links, mesh)
     return Report(
-        sent=tuple(Sent(one, count, of_a_layer[one], count * links.seconds(one)) for one, count in counts.items()),
+        sent=tuple(
+            _whole(Sent(one, count, of_a_layer[one], count * links.seconds(one))) for one, count in counts.items()
+        ),
         copies=tuple(copies),
         times=walk(loops, step or module.entry, topology, links, mesh),
         outside=outside,
@@ -177,6 +180,16 @@ def _read(
             elif copied := _copied(loops.module, computation, instruction, arguments):
                 copies.append(Copy(instruction.name, copied, instruction.size_bytes, times))
     return counts, copies
+
+
+def _whole(sent: Sent) -> Sent:
+    """The collectives that hops of rings are together; anything else as it is."""
+    one = sent.collective
+    if not one.ring_of:
+        return sent
+    hops = one.group - 1
+    ring = replace(one, kind=one.ring_of, bytes=one.bytes * one.group)
+    return replace(sent, collective=ring, count=sent.count // hops, of_a_layer=sent.of_a_layer // hops)
 
 
 def _counted(collectives: Iterable[tuple[Collective, int]]) -> Counter[Collective]:

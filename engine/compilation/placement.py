@@ -7,7 +7,7 @@ run as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from engine.layout import DimAxes, HeldSizes, Layouts, check_divides, held_sizes
+from engine.compilation.topology import looped_tokens
+from engine.layout import DimAxes, HeldSizes, Layout, Layouts, check_divides, held_sizes
 from engine.mesh import make_mesh
 from engine.model.config import ModelConfig
 from engine.model.params import Parameter, Params, build
@@ -49,11 +50,15 @@ class Placement:
 
     @cached_property
     def prefill(self) -> Partition:
-        return Partition(self.config, self.held, self.layouts.prefill, attention_kernel="splash")
+        return replace(self._partition(self.layouts.prefill), attention_kernel="splash")
 
     @cached_property
     def decode(self) -> Partition:
-        return Partition(self.config, self.held, self.layouts.decode)
+        return self._partition(self.layouts.decode)
+
+    def _partition(self, layout: Layout) -> Partition:
+        looped = looped_tokens(self.mesh.devices.flat[0].device_kind) if self.mesh else range(0)
+        return Partition(self.config, self.held, layout, looped_tokens=looped)
 
     def param_sharding(self, declared: Parameter) -> NamedSharding:
         """Where a parameter, or the scales of an int8 one, rests."""

@@ -39,10 +39,12 @@ class CompilerFacts:
     """Name of the chip's configuration; "megacore" makes two cores one device."""
     options: Mapping[str, str] | None = None
     """Options a program should be compiled with: what is off by default and hides communication."""
+    looped_tokens: range = range(0)
+    """For so many of a chip's tokens its schedules are shorter with looped einsums (docs/partitioning.md)."""
 
 
 FACTS: Mapping[str, CompilerFacts] = {
-    "v4": CompilerFacts(1.05e9, 44.8e9, "TPU v4", "megacore", _ASYNC_GATHER),
+    "v4": CompilerFacts(1.05e9, 44.8e9, "TPU v4", "megacore", _ASYNC_GATHER, range(256, 1025)),
     "v5e": CompilerFacts(1.5e9, 46.7e9, "TPU v5 lite"),
     "v5p": CompilerFacts(1.75e9, 93.4e9, "TPU v5", "megacore", _ASYNC_GATHER_AS_FUSION),
     "v6e": CompilerFacts(1.75e9, 93.4e9, "TPU v6 lite", None, _ASYNC_GATHER_AS_FUSION),
@@ -140,3 +142,8 @@ class Topology(Slice):
 def options_for(device_kind: str) -> dict[str, str]:
     """Compiler options for a device as jax calls it, "TPU v4"; nothing for what is no TPU."""
     return next((dict(facts.options or {}) for facts in FACTS.values() if facts.device_kind == device_kind), {})
+
+
+def looped_tokens(device_kind: str) -> range:
+    """`CompilerFacts.looped_tokens` of a device as jax calls it; none for what is no TPU."""
+    return next((facts.looped_tokens for facts in FACTS.values() if facts.device_kind == device_kind), range(0))

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from engine.collectives import all_gather
+from engine.collectives import Axes, all_gather
 from engine.model.activations import activation
 from engine.model.linear import linear
+from engine.model.looped import gathered_product, scattered_product
 from engine.model.params import Params
 from engine.model.partition import Partition, sharded
 
@@ -21,12 +22,16 @@ def feedforward(
     x: Float[Array, "tokens embed"], used: Params, layer: Params, model: Partition
 ) -> Float[Array, "tokens embed"]:
     """[tokens.G, embed.e] -> [tokens.G, embed.e] (partialsum-F), without the last bias; `used` has MATRICES in use."""
+    if model.loops(x.shape[0]):
+        return _looped(x, used, layer, model)
+
+    over = model.layout.used_ffn
 
     def some(x: Array) -> Array:
-        up = model.enter(x, used["up"], _bias("up", layer, model))
+        up = model.enter(x, used["up"], _bias("up", layer, over))
         act = activation(model.config.activation)
         gated = model.config.gated
-        hidden = act(model.enter(x, used["gate"], _bias("gate", layer, model))) * up if gated else act(up)
+        hidden = act(model.enter(x, used["gate"], _bias("gate", layer, over))) * up if gated else act(up)
         # [tokens.(G,e), ffn.F] -> [tokens.G, ffn.F]
         return linear(all_gather(hidden, model.layout.used_embed), used["down"])
 
@@ -43,5 +48,16 @@ def feedforward(
     return jnp.concatenate(results)
 
 
-def _bias(name: str, layer: Params, model: Partition) -> Array | None:
-    return sharded(layer.get(f"{name}_bias"), (model.layout.used_ffn,))
+def _looped(x: Array, used: Params, layer: Params, model: Partition) -> Array:
+    """The same, with sums scattered over ffn instead of tokens, so that every chip takes its weights only once."""
+    (axis,) = model.layout.used_embed
+    act, split = activation(model.config.activation), (*model.layout.used_ffn, *model.layout.used_embed)
+    up = scattered_product(x, used["up"], axis, 1, _bias("up", layer, split))
+    if not model.config.gated:
+        return gathered_product(act(up), used["down"], axis)
+    gate = scattered_product(x, used["gate"], axis, -1, _bias("gate", layer, split))
+    return gathered_product(act(gate) * up, used["down"], axis)
+
+
+def _bias(name: str, layer: Params, split: Axes) -> Array | None:
+    return sharded(layer.get(f"{name}_bias"), (split,))

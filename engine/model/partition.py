@@ -35,6 +35,13 @@ class Partition:
     """A feed-forward takes about this many of a chip's tokens at a time, which bounds its temporaries."""
     attention_kernel: Literal["blocks", "splash"] = "blocks"
     """Of prefill: engine.model.attention everywhere, or on TPUs, for lengths that it takes, engine.model.splash."""
+    looped_tokens: range = range(0)
+    """Feed-forwards of so many of a chip's tokens are faster as rings (engine/model/looped.py)."""
+
+    def loops(self, tokens: int) -> bool:
+        """Whether a feed-forward of so many of a chip's tokens goes round in rings (engine/model/looped.py)."""
+        split = self.layout.mesh.size((*self.layout.used_ffn, *self.layout.used_embed))
+        return bool(self.layout.used_embed) and tokens in self.looped_tokens and self.config.ffn % split == 0
 
     @classmethod
     def single(cls, config: ModelConfig) -> Partition:

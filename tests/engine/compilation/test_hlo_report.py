@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.compilation.hlo_collectives import Collective
-from engine.compilation.hlo_report import Report, report
+from engine.compilation.hlo_report import Report, Sent, report
 from engine.compilation.hlo_text import parse
 from tests.engine.compilation.small_programs import SMALL, recorded
 
@@ -96,6 +96,24 @@ def test_the_whole_of_a_loop_without_an_end_that_is_known() -> None:
     once, thrice = (report_on("steps", assumed_runs=(runs, 5)) for runs in (1, 3))
     assert [one.count for one in thrice.sent] == [3 * one.count for one in once.sent]
     assert thrice.outside is None
+
+
+def test_the_hops_of_a_ring_are_the_collective_that_they_are_together() -> None:
+    small = SMALL["steps"]
+    text = recorded("steps").replace("/ppermute", "/looped_reduce_scatter/ppermute")
+
+    def along_x(report: Report) -> Sent:
+        (one,) = [one for one in report.sent if one.collective.axes == ("x",)]
+        return one
+
+    hop = along_x(report_on("steps", assumed_runs=(1, 5)))
+    chips, hops = hop.collective.group, hop.collective.group - 1
+    ring = along_x(report(text, small.topology, small.axes, small.mesh, assumed_runs=(2 * hops, 5)))
+    assert (ring.collective.kind, ring.collective.bytes) == ("reduce-scatter", chips * hop.collective.bytes)
+    assert (ring.count, ring.collective.wire_bytes) == (2, hops * hop.collective.wire_bytes)
+    assert ring.seconds == pytest.approx(2 * hops * hop.seconds)
+    assert ring.to_json()["looped"]
+    assert not hop.to_json()["looped"]
 
 
 def test_an_exchange() -> None:
