@@ -64,6 +64,11 @@ class Layout:
                 "ws1d and the other ws2d"
             )
 
+    @property
+    def names(self) -> tuple[Feedforward, AttentionSharding]:
+        """As a phase's layout is asked for."""
+        return self.ffn, self.attention
+
     def _real(self, axes: Sequence[MeshAxis]) -> Axes:
         return tuple(axis for axis in axes if self.mesh.size((axis,)) > 1)
 

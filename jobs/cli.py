@@ -78,11 +78,17 @@ _PLAN = """\
 Say what to run on, how it will be laid out, how long it takes and what it costs, before a chip is touched. Nothing is
 compiled or measured: times come from a model of the chips, whose error is stated with every answer.
 
+Of a job: looks at rows all over its input, plays the batcher over their lengths, and chooses chips, mesh, layouts,
+slots and the number of slices. What the job pins (engine.mesh, layouts, slots, int8) stays. Prints what to write into
+the job file, so that it runs like that.
+
 Of one phase of a model, without a job: the best layout on certain chips, or the best chips. A model is a checkpoint's
 directory or a published one by name: palm-540b, llama-3.1-70b, mixtral-8x7b ... Chips are slices (v4:4x4x4, v5e:4x4)
 or kinds (v5e,v6e: all their slices up to --max-chips). What is not said is chosen; without --batch, many are tried.
 
 examples:
+  penstock plan job.yaml --chips v5e,v6e --prices prices.yaml
+  penstock plan job.yaml --chips v5p --deadline 6h --output-tokens ./earlier-run
   penstock plan --model llama-3.1-70b --chips v5e:4x4 --phase decode --batch 64 --context 2048 --weights int8
   penstock plan --model palm-540b --chips v4:4x4x4 --phase prefill --batch 512 --context 2048 --ffn wg-xyz --json
   penstock plan --model llama-3.1-405b --chips v5e,v5p,v6e --phase decode --context 2048 --prices prices.yaml
@@ -268,13 +274,7 @@ def _parser() -> argparse.ArgumentParser:
     validate = command(_validate, "validate", "look at a job before it runs", _VALIDATE)
     for parser_of_job in (run, follow, validate):
         parser_of_job.add_argument("job", metavar="JOB.yaml", help="the job file; docs/job-reference.md describes it")
-        parser_of_job.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="replace a field: a dotted key and a YAML value; may be repeated",
-        )
+        _add_set_option(parser_of_job)
     follow.add_argument(
         "--process", type=int, required=True, metavar="N", help="which host this is: 1 to engine.hosts.count - 1"
     )
@@ -294,6 +294,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_plan_options(command(_plan, "plan", "what to run on, how long it takes, what it costs", _PLAN))
     _add_compile_options(command(_compile, "compile", "what the TPU compiler makes of a model", _COMPILE))
     return parser
+
+
+def _add_set_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace a field: a dotted key and a YAML value; may be repeated",
+    )
 
 
 def _add_compile_options(parser: argparse.ArgumentParser) -> None:
@@ -316,7 +326,18 @@ def _add_compile_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_plan_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", nargs="?", metavar="JOB.yaml", help="the job file")
+    parser.add_argument("job", nargs="?", metavar="JOB.yaml", help="the job file; what it does not say is chosen")
+    job = parser.add_argument_group("a job")
+    _add_set_option(job)
+    job.add_argument(
+        "--rows", type=_positive, default=1000, help="how many to look at, all over the input (default: 1000)"
+    )
+    job.add_argument(
+        "--output-tokens",
+        metavar="N|FILE|OUT",
+        help="how long completions are: a number, a CSV of tokens,count, or the output of an earlier run "
+        "(default: sampling.max_tokens)",
+    )
     what = parser.add_argument_group("one phase of a model, without a job")
     what.add_argument("--model", metavar="CHECKPOINT|NAME", help="a directory, or a published model")
     what.add_argument("--phase", choices=("prefill", "decode"), help="which program")
@@ -336,6 +357,9 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
         "--budget", metavar="MONEY", help="with the goal fastest: spend no more, in the prices' currency"
     )
     choice.add_argument("--deadline", metavar="TIME", help="with the goal deadline: 90min, 6h, 2d")
+    choice.add_argument(
+        "--startup", type=_number, default=300.0, metavar="SECONDS", help="of a worker, assumed (default: 300)"
+    )
     choice.add_argument("--prices", metavar="FILE", help="YAML or CSV with the price of a chip-hour")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -344,6 +368,16 @@ def _count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows")
     return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return number
 
 
 def _positive(text: str) -> int:

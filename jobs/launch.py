@@ -196,6 +196,7 @@ def _compute(
         manifest.plan,
         job.model.checkpoint,
         slots=None if job.engine.slots == "auto" else job.engine.slots,
+        prefill_tokens=None if job.engine.prefill_tokens == "auto" else job.engine.prefill_tokens,
         hosts=job.engine.hosts.model_dump() if job.engine.hosts else None,
         engine_factory=engine_factory,
     )

@@ -14,7 +14,18 @@ from rich.console import Console
 from jobs.prices import Prices, read_prices
 from pipeline.errors import JobError
 
-PHASE_FLAGS = ("phase", "batch", "context", "tokens", "weights", "kv", "mesh", "ffn", "attention")
+_IN_A_JOB = {
+    "phase": "task=generate",
+    "batch": "engine.slots=256",
+    "context": "engine.max_length=4096",
+    "tokens": "sampling.max_tokens=64",
+    "weights": "model.weights=int8",
+    "kv": "model.kv=int8",
+    "mesh": "engine.mesh=4x4",
+    "ffn": "engine.decode.ffn=ws2d",
+    "attention": "engine.decode.attention=batch",
+}
+PHASE_FLAGS = tuple(_IN_A_JOB)
 
 
 def run(options: argparse.Namespace, console: Console) -> bool:
@@ -22,7 +33,24 @@ def run(options: argparse.Namespace, console: Console) -> bool:
     if (options.job is None) == (options.model is None):
         raise JobError("name one: a job (penstock plan JOB.yaml) or a model (penstock plan --model NAME ...)")
     prices = read_prices(options.prices) if options.prices else None
-    return _phase(options, prices, console)
+    return _phase(options, prices, console) if options.job is None else _job(options, prices, console)
+
+
+def _job(options: argparse.Namespace, prices: Prices | None, console: Console) -> bool:
+    from jobs.job_file import load
+    from jobs.job_plan import JobAnswer, JobQuestion
+    from jobs.job_report import rendered
+
+    if given := [flag for flag in PHASE_FLAGS if getattr(options, flag) is not None]:
+        raise JobError(f"--{given[0]} is for --model; a job says it itself: --set {_IN_A_JOB[given[0]]}")
+    answer = JobAnswer.to(JobQuestion.of(load(options.job, options.set), options, prices))
+    if options.json:
+        print(json.dumps(answer.to_json(), indent=2))
+    elif answer.problem is None:
+        console.print(rendered(answer))
+    if answer.problem:
+        print(f"error: {answer.problem}", file=sys.stderr)
+    return answer.problem is None
 
 
 def _phase(options: argparse.Namespace, prices: Prices | None, console: Console) -> bool:

@@ -224,7 +224,9 @@ class EngineOptions(Section):
     max_length: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
     """Longest prompt and completion together, in tokens; a longer prompt fails, a longer completion is cut.
     `auto` is what the model's context and the memory allow."""
-
+    prefill_tokens: Literal["auto"] | Count = "auto"
+    """How many tokens of prompts go through at the same time, about. More suits gathered weights and takes more memory;
+    `penstock plan` says how many. Results do not depend on it."""
     hosts: Hosts | None = None
     """For a model larger than the chips of one host: which processes hold it together. See docs/multi-host.md."""
 
@@ -320,7 +322,7 @@ class Job(Section):
 
     def settings(self) -> dict[str, JsonValue]:
         """All that bears on a row's result, defaults written out. Paths are not in it: fingerprints and input lists
-        stand for them. Neither are the slots, the hosts, the limits and the runner, which change how fast and not what.
+        stand for them. Neither are slots, prefill_tokens, hosts, limits and runner, which change how fast and not what.
         """
         prompt = self.prompt.model_dump(mode="json", exclude_none=True) if self.prompt else None
         chosen: dict[str, JsonValue] = {}  # what plans did not know at first is in them only where it is asked for

@@ -12,6 +12,7 @@ from typing import Any
 from jobs.launch import Parts, open_parts, refuse_missing_columns
 from jobs.spec import Job
 from jobs.wording import count_words, printable
+from pipeline import generation, scoring
 from pipeline.errors import JobError, PromptError
 from pipeline.sources import Row
 
@@ -49,15 +50,15 @@ def validate(job: Job, *, rows: int = 1000, shown: int = 3) -> Findings:
         findings.rows += 1
         present.update(row.values or ())
         try:
-            text, token_count = _look_at(row, parts)
+            seen = look_at(row, parts)
         except PromptError as error:
             findings.problems.append((name, str(error)))
             continue
-        findings.token_counts.append(token_count)
-        is_cut = job.task == "generate" and token_count + job.sampling.max_tokens > parts.max_length
+        findings.token_counts.append(seen.token_count)
+        is_cut = job.task == "generate" and seen.token_count + job.sampling.max_tokens > parts.max_length
         findings.cut_rows += is_cut
         if len(findings.prompts) < shown:
-            findings.prompts.append((name, text, token_count))
+            findings.prompts.append((name, seen.text or "", seen.token_count))
     if present and (absent := [column for column in job.output.keep_columns if column not in present]):
         raise JobError(
             f"output.keep_columns: none of the first {count_words(findings.rows, 'row')} has a column"
@@ -66,8 +67,8 @@ def validate(job: Job, *, rows: int = 1000, shown: int = 3) -> Findings:
     return findings
 
 
-def _look_at(row: Row, parts: Parts) -> tuple[str, int]:
-    """The prompt of a row and its tokens; PromptError says why the row would fail."""
+def look_at(row: Row, parts: Parts) -> generation.Prompt | scoring.Prompt:
+    """What a row asks of the model; PromptError says why the row would fail."""
     if row.values is None:
         raise PromptError(row.error)
     _check_id(row.values, parts.job.input.id)
@@ -76,7 +77,7 @@ def _look_at(row: Row, parts: Parts) -> tuple[str, int]:
         raise PromptError("the prompt is empty")
     if prompt.context_tokens > parts.max_length:
         raise PromptError(f"too long: {prompt.context_tokens} tokens of context, at most {parts.max_length} fit")
-    return prompt.text or "", prompt.token_count
+    return prompt
 
 
 def _check_id(values: Mapping[str, Any], column: str | None) -> None:

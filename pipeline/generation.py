@@ -28,6 +28,11 @@ class Prompt:
         return len(self.token_ids)
 
     @property
+    def sequence_lengths(self) -> tuple[int, ...]:
+        """Of what the engine is asked, in tokens."""
+        return (self.token_count,)
+
+    @property
     def context_tokens(self) -> int:
         """The least context that an answer takes."""
         return len(self.token_ids) + 1

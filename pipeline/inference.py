@@ -47,6 +47,7 @@ class ShardJob:
     """All that bears on results, as the plan has it."""
     checkpoint: str
     slots: int | None = None
+    prefill_tokens: int | None = None
     hosts: Mapping[str, Any] | None = None
     """`count` and `coordinator` of the processes that hold the model together, where it takes several."""
     engine_factory: str | None = None
@@ -61,6 +62,7 @@ class ShardJob:
         """Jobs that agree in this can share an engine."""
         shape = (
             self.slots,
+            self.prefill_tokens,
             repr(self.hosts),
             *(repr(self.settings.get(name)) for name in _OF_THE_ENGINE),
         )
@@ -153,6 +155,7 @@ def _load_engine(job: ShardJob) -> Any:
         job.checkpoint,
         slots=job.slots,
         max_length=None if max_length == "auto" else max_length,
+        **({"prefill_tokens": job.prefill_tokens} if job.prefill_tokens else {}),
         **({"hosts": _hosts(job.hosts)} if job.hosts else {}),
         **_model(job.settings),
     )

@@ -31,6 +31,11 @@ class Prompt:
     sequences: tuple[tuple[tuple[int, ...], int], ...]
 
     @property
+    def sequence_lengths(self) -> tuple[int, ...]:
+        """Of what the engine is asked, in tokens."""
+        return tuple(len(tokens) for tokens, _ in self.sequences)
+
+    @property
     def context_tokens(self) -> int:
         """The least context that scoring takes."""
         return max(len(tokens) for tokens, _ in self.sequences)

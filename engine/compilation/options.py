@@ -87,10 +87,11 @@ def choose_options(
     cache_budget_bytes: int,
     slots: int | None = None,
     max_length: int | None = None,
+    prefill_tokens: int | None = None,
     kv_dtype: str = "float32",
     layouts: Layouts | None = None,
 ) -> DecodeOptions:
-    """Options for a backend; `slots` and `max_length` are honoured if given and chosen otherwise.
+    """Options for a backend; `slots`, `max_length` and `prefill_tokens` are honoured if given and chosen otherwise.
 
     The cache holds what all slots could need at the longest length, or `cache_budget_bytes` of each chip if that is
     less: slots then wait for pages. `page_bytes_per_token` is what a position takes on a chip that holds it. Raises
@@ -126,7 +127,7 @@ def choose_options(
         pages=min(wanted, most_pages) + 1,
         page_tokens=page_tokens,
         chunk_steps=16 if cpu else 32,
-        prefill_tokens=256 if cpu else 8192,
+        prefill_tokens=prefill_tokens or (256 if cpu else 8192),
         attention="loop" if cpu else "contiguous",
         kv_dtype=kv_dtype,
         parts=parts,

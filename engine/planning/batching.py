@@ -16,6 +16,7 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from engine.planning.buckets import Parts, bucket_rows, length_buckets
 
@@ -101,8 +102,8 @@ def play(workload: Workload, slots: int, requests: int, parts: int = 1) -> Flow:
     slots = min(slots, workload.open_sequences)
     few = max(_PLAYED_ROUNDS * slots // workload.samples, 2 * workload.shard_requests * workload.open_shards)
     if requests <= 2 * few:
-        return _Player(workload, slots, parts).play(requests)
-    start, more = (_Player(workload, slots, parts).play(count) for count in (few, 2 * few))
+        return _played(workload, slots, parts, requests)
+    start, more = (_played(workload, slots, parts, count) for count in (few, 2 * few))
     rounds = (requests - few) / few
 
     def on(first: float, second: float) -> float:
@@ -162,6 +163,11 @@ def _requests(workload: Workload, requests: int) -> Iterator[_Waiting]:
         yield _Waiting(index // workload.shard_requests, of_length[prefilled], steps, workload.samples)
 
 
+@lru_cache(maxsize=512)
+def _played(workload: Workload, slots: int, parts: int, requests: int) -> Flow:
+    return _Player(workload, slots, parts).play(requests)
+
+
 class _Player:
     """The loop of the engine, with steps for a clock."""
 
@@ -170,6 +176,8 @@ class _Player:
         self._slots = slots
         each = -(-slots // parts)
         self._free = [each] * parts
+        self._freest = [(-each, part) for part in range(parts)]
+        """A heap of what was free in each part when it last changed; only what still holds counts."""
         self._behind: deque[_Waiting] = deque()
         self._window: dict[int, deque[_Waiting]] = {}
         """The first WINDOW that wait, by bucket, in the order in which each bucket first appears."""
@@ -195,7 +203,7 @@ class _Player:
             last, end, finished = step + CHUNK_STEPS, step, 0
             while self._running and self._running[0][0] <= last and (finished < enough or self._running[0][0] == end):
                 end, shard, part = heapq.heappop(self._running)
-                self._free[part] += 1
+                self._change(part, 1)
                 finished += 1
                 left[shard] -= 1
                 if not left[shard]:
@@ -226,8 +234,10 @@ class _Player:
     def _start(self, request: _Waiting, step: int, prompts: Counter[int]) -> bool:
         """Starts as many of a request's samples as there are slots in its part; whether that is all of them."""
         if request.part is None:
-            part = max(range(len(self._free)), key=self._free.__getitem__)
-            if not self._free[part]:
+            while -self._freest[0][0] != self._free[self._freest[0][1]]:
+                heapq.heappop(self._freest)
+            free, part = self._freest[0]
+            if not free:
                 return False
             request.part = part
         started = min(self._free[request.part], request.samples)
@@ -236,6 +246,10 @@ class _Player:
         request.until = step + request.steps
         for _ in range(started):
             heapq.heappush(self._running, (step + request.steps, request.shard, request.part))
-        self._free[request.part] -= started
+        self._change(request.part, -started)
         request.samples -= started
         return not request.samples
+
+    def _change(self, part: int, by: int) -> None:
+        self._free[part] += by
+        heapq.heappush(self._freest, (-self._free[part], part))

@@ -32,8 +32,17 @@ class Calibration:
     unhidden_fraction: float = 0.0
     """Of collectives of activations, what shows where products take longer: they stand between products. Gathers of
     weights can go before."""
+    cache_fraction: float = 0.9
+    """Of the memory's bandwidth, in reading keys and values; the same as for weights unless it was measured."""
+    serial_fraction: float = 0.0
+    """Of the shorter of compute and movement, what is not hidden under the longer."""
+    pass_seconds: float = 0.0
+    """What a program takes besides, whatever it computes; what each layer does; what each row does in each layer of a
+    step of decode, and for each position it sees there; what a row does for each token of the vocabulary."""
     layer_seconds: float = 0.0
-    """What each layer takes besides, whatever it computes."""
+    row_seconds: float = 0.0
+    position_seconds: float = 0.0
+    logit_seconds: float = 0.0
     error_fraction: float = 0.0
     """Relative, one standard deviation."""
 

@@ -5,7 +5,7 @@
     movement = the longer of weights and collectives + exposed_fraction of the shorter
     weights  = weight bytes / (memory_fraction HBM bandwidth),    cache likewise
     collectives = sum over axes of wire bytes / (link_fraction link), ring_gain times faster where the axis is a ring
-    latency  = hops x hop_seconds + layers x layer_seconds
+    latency  = hops x hop_seconds, and on a measured machine (engine/planning/machine.py) what calls, layers, rows take
 
 Products wait for neither weights nor links: they are streamed and sent in pieces (the paper's looped CollectiveEinsum,
 section 3.5). Attention in decode has no product to hide the cache under. docs/cost-model.md derives all of it.
@@ -53,6 +53,10 @@ class Ideal:
     """Of weights."""
     hops: int
     layers: int
+    rows: int
+    """Of a step of decode, times layers; below times the positions they see, and times the vocabulary."""
+    positions: float
+    logits: int
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,9 @@ def ideal(program: Program, done: Counts, wraps: Rings | None = None) -> Ideal:
         gathers=gathers,
         hops=sum(one.times * _hops(one, chip, program.layouts.mesh, rings) for one in done.sent),
         layers=program.config.layers,
+        rows=program.rows * program.config.layers if program.phase == "decode" else 0,
+        positions=done.positions if program.phase == "decode" else 0.0,
+        logits=program.rows * program.config.vocab if program.phase == "decode" else 0,
     )
 
 
@@ -149,16 +156,30 @@ def timed(work: Ideal, constants: Calibration) -> tuple[dict[str, float], dict[s
     parts = {
         "compute": work.products / constants.matmul_fraction + constants.vector_passes * work.vector,
         "weights": work.weights / constants.memory_fraction,
-        "kv": work.cache / constants.memory_fraction,
+        "kv": work.cache / constants.cache_fraction,
         "collectives": activations + work.gathers.seconds(constants),
-        "latency": work.hops * constants.hop_seconds + work.layers * constants.layer_seconds,
+        "latency": work.hops * constants.hop_seconds + _besides(work, constants),
     }
-    shorter = "weights" if parts["weights"] < parts["collectives"] else "collectives"
     moved = {name: parts[name] for name in ("weights", "collectives")}
-    moved[shorter] *= constants.exposed_fraction
+    moved[min(moved, key=lambda name: moved[name])] *= constants.exposed_fraction
     computed = {"compute": parts["compute"], "collectives": constants.unhidden_fraction * activations}
-    bound = max(computed, moved, key=lambda some: sum(some.values()))
-    return parts, dict.fromkeys(parts, 0.0) | {name: parts[name] for name in ("kv", "latency")} | bound
+    shorter, longer = sorted((computed, moved), key=lambda some: sum(some.values()))
+    bound = dict.fromkeys(parts, 0.0) | {name: parts[name] for name in ("kv", "latency")}
+    for some, share in ((longer, 1.0), (shorter, constants.serial_fraction)):
+        for name, seconds in some.items():
+            bound[name] += share * seconds
+    return parts, bound
+
+
+def _besides(work: Ideal, constants: Calibration) -> float:
+    """What a measured machine takes for calls, layers and rows; nothing is known of it elsewhere."""
+    return (
+        constants.pass_seconds
+        + work.layers * constants.layer_seconds
+        + work.rows * constants.row_seconds
+        + work.positions * constants.position_seconds
+        + work.logits * constants.logit_seconds
+    )
 
 
 def rings_of(chip: Chip, mesh: MeshShape) -> Rings:

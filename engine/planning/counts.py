@@ -52,6 +52,8 @@ class Counts:
     """Read from memory."""
     kv_bytes: float
     vector_bytes: float
+    positions: float
+    """Queries times the positions they see, of all layers."""
     sent: tuple[Sent, ...]
     model_flops: float
     """Of all chips: 2 N tokens, N the parameters of the model as it is published, attention left out (for MFU)."""
@@ -72,13 +74,15 @@ def counts(program: Program) -> Counts:
         raise NoFeasiblePlan(f"how long a pipeline takes is not modelled: {program.layouts.mesh}; plan for one slice")
     config, tokens, chips = program.config, program.tokens, program.chips
     once, layers = _products(config, program.held, program.phase)
-    pairs = _pairs(program)
+    positions = _positions(program)
+    pairs = positions * program.part(program.held.heads, program.layout.attention_heads)
     return Counts(
         matmul_flops=2.0 * tokens * (once.numbers + layers.numbers) / chips,
         attention_flops=4.0 * pairs * config.head_dim,
         weight_bytes=_weight_bytes(program),
         kv_bytes=kv_bytes(program),
         vector_bytes=tokens * (once.ends + layers.ends) * program.activation_bytes / chips + pairs * _LOGIT_BYTES,
+        positions=positions,
         sent=sent(program),
         model_flops=2.0 * nominal_parameters(config) * tokens,
     )
@@ -188,15 +192,14 @@ def _sum_of(products: Iterable[_Products]) -> _Products:
     return total
 
 
-def _pairs(program: Program) -> float:
-    """Queries times the positions they see, for every head, on one chip."""
+def _positions(program: Program) -> float:
+    """Queries times the positions they see, of one head, on one chip."""
     layout, config = program.layout, program.config
     windows = _windows(config, config.layers - (program.phase == "prefill"))
     of = _least if program.phase == "decode" else _causal_pairs
-    pairs = sum(layers * of(program.context_tokens, window) for window, layers in windows.items())
+    seen = sum(layers * of(program.context_tokens, window) for window, layers in windows.items())
     rows = program.part(program.rows, layout.attention_rows)
-    heads = program.part(program.held.heads, layout.attention_heads)
-    return rows * heads * pairs / program.layouts.mesh.size(layout.attention_sequence)
+    return rows * seen / program.layouts.mesh.size(layout.attention_sequence)
 
 
 def _weight_bytes(program: Program) -> float:

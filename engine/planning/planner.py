@@ -110,7 +110,7 @@ class PhasePlan:
     def tokens(self) -> int:
         """That are of use: rows filled up to divide over the chips are not."""
         asked = self.asked
-        return asked.batch * (asked.context_tokens if asked.phase == "prefill" else 1)
+        return asked.batch * (1 if asked.phase == "decode" else asked.context_tokens)
 
     @property
     def mfu(self) -> float:
@@ -179,8 +179,6 @@ def candidates(asked: Asked, on: Slice) -> Iterator[PhasePlan]:
     for mesh, wraps in meshes_to_try(asked.config, on, asked.pinned.mesh).items():
         for names in layouts_to_try(mesh, asked.pinned):
             layouts = _layouts(asked, mesh, names)
-            if asked.pinned.mesh:
-                check_divides(asked.config, layouts)
             rows = rows_of(asked, layouts)
             if rows is not None and indivisible(asked.config, layouts) is None:
                 program = Program(
@@ -210,8 +208,8 @@ def rows_of(asked: Asked, layouts: Layouts) -> int | None:
 
 def _layouts(asked: Asked, mesh: MeshShape, names: tuple[Feedforward, AttentionSharding]) -> Layouts:
     """With the usual layout in the other phase, as `penstock compile` has it."""
-    of = {asked.phase: names}
-    return Layouts.asked(asked.config.kv_heads, str(mesh), of.get("prefill"), of.get("decode"))
+    prefill, decode = (None, names) if asked.phase == "decode" else (names, None)
+    return Layouts.asked(asked.config.kv_heads, str(mesh), prefill, decode)
 
 
 def meshes_to_try(config: ModelConfig, on: Slice, pinned: MeshShape | None = None) -> dict[MeshShape, Wraps]:
@@ -254,7 +252,10 @@ def layouts_to_try(mesh: MeshShape, pinned: Pinned) -> Iterator[tuple[Feedforwar
 def _why_none(asked: Asked, slices: Sequence[Slice], possible: Sequence[PhasePlan]) -> NoFeasiblePlan:
     where = _names(slices)
     if not possible:
-        what = f"{asked.batch} x {asked.context_tokens} tokens" if asked.phase == "prefill" else "the model"
+        if asked.pinned.mesh:  # says what does not, and what mesh would
+            for names in layouts_to_try(asked.pinned.mesh, asked.pinned):
+                check_divides(asked.config, _layouts(asked, asked.pinned.mesh, names))
+        what = "the model" if asked.phase == "decode" else f"{asked.batch} x {asked.context_tokens} tokens"
         return NoFeasiblePlan(
             f"{what} divides over no mesh of {where} in the layouts that are allowed; pin less, or take a batch that "
             "is a multiple of the chips"
@@ -305,5 +306,5 @@ def _names(slices: Sequence[Slice]) -> str:
     return ", ".join(map(str, slices)) if len(slices) < 5 else f"any of {len(slices)} slices"
 
 
-def _gib(size: float) -> str:
+def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"

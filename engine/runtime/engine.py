@@ -92,6 +92,7 @@ class Engine:
         decode: Sequence[str | None] | None = None,
         slots: int | None = None,
         max_length: int | None = None,
+        prefill_tokens: int | None = None,
         hosts: Hosts | None = None,
     ) -> Engine:
         """Loads a Hugging Face checkpoint directory (config.json and *.safetensors).
@@ -110,6 +111,7 @@ class Engine:
           slots: samples decoded at the same time; chosen if not given.
           max_length: tokens of the longest request, prompt and answer together; what the model and memory allow if not
             given.
+          prefill_tokens: of prompts that go through at the same time, about; chosen if not given.
           hosts: the processes that hold the model together. This one leads; the others call
             engine.runtime.follower.follow. Waits for them. In a process that has not used its devices before.
 
@@ -127,7 +129,7 @@ class Engine:
             return cls(
                 loaded.params,
                 loaded.placement,
-                _options(loaded, slots, max_length),
+                _options(loaded, slots, max_length, prefill_tokens),
                 loaded.eos_tokens,
                 followers,
             )
@@ -372,7 +374,7 @@ class _DeviceTime:
         self._counters["device_seconds"] += time.perf_counter() - self._start
 
 
-def _options(loaded: Loaded, slots: int | None, max_length: int | None) -> DecodeOptions:
+def _options(loaded: Loaded, slots: int | None, max_length: int | None, prefill_tokens: int | None) -> DecodeOptions:
     config, decode = loaded.placement.config, loaded.placement.decode
     options = choose_options(
         platform=loaded.device.platform,
@@ -381,6 +383,7 @@ def _options(loaded: Loaded, slots: int | None, max_length: int | None) -> Decod
         cache_budget_bytes=_cache_budget_bytes(loaded.device, loaded.params),
         slots=slots,
         max_length=max_length,
+        prefill_tokens=prefill_tokens,
         kv_dtype=loaded.kv_dtype,
         layouts=loaded.placement.layouts,
     )

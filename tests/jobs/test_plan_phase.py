@@ -75,7 +75,7 @@ def test_int8_weights_are_half(answer) -> None:
 
 
 def test_what_does_not_fit_is_answered_and_no_success(answer, capsys: pytest.CaptureFixture[str]) -> None:
-    line = [*ASKED, "--phase", "decode", "--batch", "4096"]
+    line = [*ASKED, "--phase", "decode", "--batch", "4096", "--mesh", "4x4x4", "--ffn", "ws2d"]
     found = answer(*line, code=TOO_MANY_FAILED)
     assert found["fits"] is False
     assert found["peak_bytes"] > found["limit_bytes"]
@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_answered_and_no_success(answer, capsys: pytest.Cap
 
 
 def test_without_a_batch_many_are_tried(answer) -> None:
-    found = answer("plan", "--model", "llama-3.1-8b", "--chips", "v5e", "--max-chips", "16", "--phase", "decode",
+    found = answer("plan", "--model", "llama-3.1-8b", "--chips", "v5e", "--max-chips", "8", "--phase", "decode",
                    "--context", "1024")  # fmt: skip
     front = found["frontier"]
     assert len(front) > 3

@@ -119,7 +119,9 @@ def test_another_run_of_the_same_model_reuses_the_engine(job: ShardJob, tmp_path
     assert first is not second
 
 
-@pytest.mark.parametrize("change", [{"slots": 3}, {"settings": fake_job.settings(max_length=64)}])
+@pytest.mark.parametrize(
+    "change", [{"slots": 3}, {"prefill_tokens": 512}, {"settings": fake_job.settings(max_length=64)}]
+)
 def test_another_engine_is_loaded_where_it_must_be_and_the_unused_one_is_closed(job: ShardJob, change: dict) -> None:
     do_fn = ready(job)
     ready(dataclasses.replace(job, **change))
@@ -155,12 +157,12 @@ def test_without_a_factory_the_engine_is_loaded_as_the_job_says(job: ShardJob, m
 
     monkeypatch.setattr(engine, "Engine", Engine, raising=False)
     settings = fake_job.settings(max_length=64)
-    ready(dataclasses.replace(job, engine_factory=None, slots=5, settings=settings))
+    ready(dataclasses.replace(job, engine_factory=None, slots=5, prefill_tokens=512, settings=settings))
     ((checkpoint, options),) = asked
     assert checkpoint == job.checkpoint
     with options.pop("open")(f"{job.checkpoint}/tokenizer.json") as file:
         assert file.read(1) == b"{"
-    assert options == {"dtype": "float32", "slots": 5, "max_length": 64}
+    assert options == {"dtype": "float32", "slots": 5, "max_length": 64, "prefill_tokens": 512}
 
 
 def test_watching_is_part_of_inference() -> None:

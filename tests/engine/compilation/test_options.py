@@ -45,6 +45,13 @@ def test_slots_and_length_are_honoured() -> None:
     assert choose().max_length == 2048
 
 
+def test_tokens_of_a_prefill_are_honoured() -> None:
+    chosen = {"context_tokens": 4096, "page_bytes_per_token": 1024, "cache_budget_bytes": 2**34, "max_length": 1024}
+    assert choose_options(platform="tpu", **chosen).rows(512) == 16
+    assert choose_options(platform="tpu", prefill_tokens=65_536, **chosen).rows(512) == 128
+    assert choose_options(platform="cpu", prefill_tokens=2048, **chosen).rows(512) == 4
+
+
 def test_the_cache_holds_what_all_slots_need_or_what_memory_allows() -> None:
     options = choose(slots=4, max_length=640)
     assert options.pages == 4 * 10 + 1

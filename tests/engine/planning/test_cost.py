@@ -20,6 +20,7 @@ ROOFLINE = Calibration(
     matmul_fraction=1.0,
     vector_passes=0.0,
     memory_fraction=1.0,
+    cache_fraction=1.0,
     link_fraction=1.0,
     ring_gain=2.0,
     hop_seconds=0.0,

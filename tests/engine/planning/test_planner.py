@@ -42,11 +42,8 @@ def everything(asked: Asked, on: Slice) -> list[PhasePlan]:
 @pytest.mark.parametrize(
     ("model", "chips", "phase", "batch", "context"),
     [
-        ("palm-540b", "v4:4x4x4", "prefill", 512, 2048),
-        ("palm-540b", "v4:4x4x4", "prefill", 1, 2048),
-        ("palm-540b", "v4:4x4x4", "decode", 512, 2048),
-        ("llama-3.1-8b", "v5e:2x4", "decode", 32, 4096),
-        ("llama-3.1-70b", "v5p:2x2x2", "prefill", 16, 1024),
+        ("llama-3.1-8b", "v5e:2x2", "decode", 32, 4096),
+        ("llama-3.1-70b", "v5p:2x2x1", "prefill", 16, 1024),
     ],
 )
 def test_nothing_that_is_left_out_is_better(model: str, chips: str, phase: str, batch: int, context: int) -> None:
@@ -63,7 +60,7 @@ def test_nothing_that_is_left_out_is_better(model: str, chips: str, phase: str, 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_every_plan_is_possible(phase: str) -> None:
     asked = Asked(SMALL, phase, 64, 2048)  # pyright: ignore[reportArgumentType]
-    slices = named_slices("v5e,v5p:2x2x1,v6e:4x4,tpu7x:2x2x1,h100:8", 16)
+    slices = named_slices("v5e:1x1,v5e:2x4,tpu7x:2x2x1,h100:4", 16)
     found = search(asked, slices)
     assert {plan.on for plan in found.plans} == {on for on in slices if str(on) != "v5e:1x1"}  # 16 GB of weights
     for plan in found.plans:
@@ -101,8 +98,8 @@ def test_what_is_pinned_stays(pinned: Pinned) -> None:
 
 
 def test_a_sweep_finds_what_each_batch_alone_finds() -> None:
-    slices, batches = named_slices("v5e:4x4,v5e:8x8,v6e:4x4", 64), (1, 8, 32, 128, 512)
-    asked = Asked(named_model("llama-3.1-70b"), "decode", 1, 2048, weights="int8", kv="int8")
+    slices, batches = named_slices("v5e:2x2", 8), (1, 16, 256)
+    asked = Asked(SMALL, "decode", 1, 4096)
     swept = sweep(asked, slices, batches).plans
     for on, batch in itertools.product(slices, batches):
         some = [plan for plan in swept if plan.on == on and plan.asked.batch == batch]
@@ -137,8 +134,8 @@ def test_no_plan_says_what_binds_and_what_would_help() -> None:
 
 
 def test_weights_that_are_too_large_bind() -> None:
-    with pytest.raises(DoesNotFit, match=r"What binds is weights. It would fit with v5e:4x4 \(16 chips\)"):
-        search(Asked(named_model("llama-3.1-70b"), "decode", 8, 1024), [Slice.parse("v5e:2x2")])
+    with pytest.raises(DoesNotFit, match=r"What binds is weights. It would fit with int8 weights.*v5e:2x2 \(4 chips\)"):
+        search(Asked(SMALL, "decode", 8, 8192), [Slice.parse("v5e:1x1")])
 
 
 def test_what_does_not_divide() -> None:
