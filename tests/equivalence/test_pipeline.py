@@ -1,6 +1,6 @@
 """A pipeline over slices gives what one chip gives: through prefill, hand-over, decode and scoring, and its errors.
 
-On 8 CPU devices, which are slices as they are cut. Logits within 1e-5 in float32, the same tokens.
+On 8 CPU devices, which are slices as they are cut. Logits within 1e-5 of the largest in float32, the same tokens.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ def plain_logits(config: ModelConfig) -> np.ndarray:
 @pytest.mark.parametrize(
     ("name", "layers", "mesh", "layout", "micro_batches"),
     [
-        ("llama", 4, "2*4x1x1", ("wg-xyz", "batch"), 4),
         ("gemma2", 4, "2*2x2x1", ("wg-x", "sequence"), 2),
         ("llama", 8, "8*1x1x1", ("ws2d", "heads"), 4),
     ],
@@ -117,7 +116,7 @@ def likeliest(sample: Any) -> list[float]:
     ("mesh", "prefill", "decode", "attention"),
     [
         ("4*2x1x1", ("ws1d", "heads"), ("ws1d", "heads"), "paged"),
-        ("2*2x2x1", ("wg-xyz", "batch"), ("ws2d", "batch"), "contiguous"),
+        ("2*4x1x1", ("wg-xyz", "batch"), ("ws2d", "batch"), "contiguous"),
     ],
 )
 def test_requests(mesh: str, prefill: Phase, decode: Phase, attention: str) -> None:
