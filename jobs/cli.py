@@ -119,8 +119,8 @@ example:
 """
 
 _PROFILE = """\
-Measure what this machine's processor reaches with the engine's programs: products, memory, the cost of a call. Takes one
-to three minutes and should have the machine to itself. The profile is what the cost model predicts this machine with.
+Measure what this machine's processor reaches with the engine's programs: products, memory, the cost of a call. Takes
+one to three minutes and should have the machine to itself. The cost model predicts this machine from the profile.
 
 example:
   penstock profile --out machine.json
