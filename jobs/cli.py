@@ -360,7 +360,7 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     )
     what = parser.add_argument_group("one phase of a model, without a job")
     what.add_argument("--model", metavar="CHECKPOINT|NAME", help="a directory, or a published model")
-    what.add_argument("--phase", choices=("prefill", "decode"), help="which program")
+    what.add_argument("--phase", choices=("prefill", "decode", "score"), help="which program")
     what.add_argument("--batch", type=_positive, help="sequences at the same time (default: tries 1 to 1024)")
     what.add_argument("--context", type=_positive, help="tokens of each: the prompt, or the cache's")
     what.add_argument("--tokens", type=_positive, help="decoded for each sequence (default: 64)")

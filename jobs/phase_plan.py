@@ -43,7 +43,7 @@ class PhaseQuestion:
     @classmethod
     def of(cls, options: argparse.Namespace, prices: Prices | None) -> PhaseQuestion:
         if options.phase is None or options.context is None:
-            raise JobError("--model needs --phase prefill or decode, and --context; see penstock plan --help")
+            raise JobError("--model needs --phase prefill, decode or score, and --context; see penstock plan --help")
         for flag in ("budget", "deadline"):
             if getattr(options, flag) is not None:
                 raise JobError(f"--{flag} is for a whole job: penstock plan JOB.yaml")
@@ -55,8 +55,8 @@ class PhaseQuestion:
         notes = []
         if options.context > config.context_tokens:
             notes.append(f"the model was trained for {config.context_tokens} tokens")
-        if options.phase == "prefill" and options.tokens is not None:
-            notes.append("--tokens says how many are decoded; a prefill computes its prompts alone")
+        if options.phase != "decode" and options.tokens is not None:
+            notes.append(f"--tokens says how many are decoded; a {options.phase} program decodes none")
         asked = Asked(
             config,
             options.phase,
@@ -209,7 +209,7 @@ class PhaseAnswer:
             "seconds_low": low,
             "seconds_high": high,
             "error_fraction": plan.cost.error_fraction,
-            "counted": "one decode step" if asked.phase == "decode" else "one prefill",
+            "counted": "one decode step" if asked.phase == "decode" else f"one {asked.phase}",
             "rows": plan.program.rows,
             "flops": plan.cost.flops,
             "read_weight_bytes": plan.cost.weight_bytes,

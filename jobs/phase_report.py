@@ -28,7 +28,7 @@ def rendered(answer: PhaseAnswer) -> RenderableType:
 def _lines(answer: PhaseAnswer) -> Iterator[tuple[str, str]]:
     question, plan = answer.question, answer.chosen
     asked, cost = plan.asked, plan.cost
-    what = "prompts" if asked.phase == "prefill" else "sequences, in a cache for each"
+    what = {"prefill": "prompts", "score": "texts", "decode": "sequences, in a cache for each"}[asked.phase]
     yield "program", f"{asked.phase} of {question.model}, {asked.batch} {what} of {asked.context_tokens} tokens,"
     yield "", f"weights {plan.program.weights}, cache {plan.program.kv}"
     yield "plan", f"{plan.on}, mesh {plan.layout.mesh}: {layout_words(plan)}"

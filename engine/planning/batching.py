@@ -100,7 +100,9 @@ class Flow:
 def play(workload: Workload, slots: int, requests: int, parts: int = 1) -> Flow:
     """One worker's share of a job: so many requests. Slots are in `parts` where attention is split over the batch."""
     slots = min(slots, workload.open_sequences)
-    few = max(_PLAYED_ROUNDS * slots // workload.samples, 2 * workload.shard_requests * workload.open_shards)
+    open_requests = workload.shard_requests * workload.open_shards
+    shards_matter = _PLAYED_ROUNDS * slots > open_requests * workload.samples
+    few = max(_PLAYED_ROUNDS * slots // workload.samples, 2 * (open_requests if shards_matter else WINDOW))
     if requests <= 2 * few:
         return _played(workload, slots, parts, requests)
     start, more = (_played(workload, slots, parts, count) for count in (few, 2 * few))

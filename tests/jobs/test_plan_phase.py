@@ -67,6 +67,14 @@ def test_a_prefill(answer) -> None:
     assert any("--tokens" in note for note in answer(*PREFILL, "--tokens", "64")["notes"])
 
 
+def test_scoring_is_a_prefill_with_a_head(answer) -> None:
+    line = ["plan", "--model", "llama-3.1-8b", "--chips", "v5e:2x2", "--batch", "16", "--context", "1024"]
+    scored, prefilled = answer(*line, "--phase", "score"), answer(*line, "--phase", "prefill")
+    assert scored["counted"] == "one score"
+    assert 1 < scored["flops"] / prefilled["flops"] < 1.2
+    assert 1 < scored["seconds"] / prefilled["seconds"] < 1.5
+
+
 def test_what_is_pinned(answer) -> None:
     pins = ["--mesh", "8x4x2", "--ffn", "ws1d", "--attention", "sequence", "--weights", "int8", "--kv", "int8"]
     found = answer(*DECODE, *pins)
@@ -145,7 +153,7 @@ def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         ([*DECODE, "--mesh", "2*4x4x2"], "a pipeline over several slices, which is not planned"),
         ([*DECODE, "--ffn", "wg-q"], "'wg-q' is not a feed-forward layout"),
         ([*DECODE, "--model", "llama-9"], "'llama-9' is neither a directory with a checkpoint nor a model"),
-        ([*ASKED, "--batch", "8"], "--model needs --phase prefill or decode, and --context"),
+        ([*ASKED, "--batch", "8"], "--model needs --phase prefill, decode or score, and --context"),
         ([*DECODE, "--tokens", "4000"], "--tokens 4000: the cache holds 2048 tokens"),
         ([*DECODE, "--deadline", "6h"], "--deadline is for a whole job"),
         ([*DECODE, "--prices", "absent.yaml"], "cannot read the prices absent.yaml"),

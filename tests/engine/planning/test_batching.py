@@ -117,8 +117,8 @@ def test_slots_in_parts() -> None:
 
 def test_a_long_job_is_its_steady_state() -> None:
     asked = replace(workload(7), completions=tuple(Random(7).randint(1, 50) for _ in range(50)))
-    whole, parts = really(asked, options_of(asked, 16, 2048), 700), Parts()
-    flow = play(asked, 16, 700)
+    whole, parts = really(asked, options_of(asked, 32, 2048), 700), Parts()
+    flow = play(asked, 32, 700)
     assert flow.decode_steps == pytest.approx(whole[0], rel=0.05)
     assert flow.slot_steps_busy == pytest.approx(whole[2], rel=0.01)
     assert sum(flow.prefills(2048, parts).values()) == pytest.approx(sum(whole[3].values()), rel=0.05)
