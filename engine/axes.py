@@ -5,6 +5,8 @@ A parameter says which axes it has, never where they live; a layout says where a
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Literal
 
 Axis = Literal["stages", "vocab", "embed", "heads", "kv_heads", "head_dim", "ffn", "experts", "positions"]
@@ -14,3 +16,20 @@ stages: of a pipeline, each with as many layers."""
 
 MeshAxis = Literal["slice", "x", "y", "z"]
 """The torus X x Y x Z of chips, and the slices that are such a torus each."""
+
+_SCATTERED_TOGETHER_BYTES = 8 * 2**20
+
+
+def scattered_together(
+    axes: tuple[MeshAxis, ...], size_bytes: int, mesh: Mapping[str, int]
+) -> tuple[tuple[MeshAxis, ...], ...]:
+    """Which axes a reduce-scatter of D = `size_bytes` goes over in one operation, in their order.
+
+    Two at once use the rings of both, if they are not all of the mesh: then it would become an all-reduce. Of large
+    arrays it would be padded, and its overhang moved in a second step.
+    """
+    both = math.prod(mesh[axis] for axis in axes[:2])
+    of_slice = math.prod(size for axis, size in mesh.items() if axis != "slice")
+    if len(axes) > 1 and size_bytes <= _SCATTERED_TOGETHER_BYTES and both < of_slice:
+        return (axes[:2], *((axis,) for axis in axes[2:]))
+    return tuple((axis,) for axis in axes)

@@ -6,11 +6,12 @@ that is sharded over (a, b) has a as its major axis: shard i of a, then shard j 
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from engine.axes import MeshAxis
+from engine.axes import MeshAxis, scattered_together
 
 Axes = tuple[MeshAxis, ...]
 
@@ -35,8 +36,9 @@ def reduce_scatter(x: Array, axes: Axes, dim: int = 0) -> Array:
     that is tiled in memory, it pads them and moves the overhang in a second step, or, below 8 rows a shard, sends
     everything everywhere; so few rows are scattered as one long run of numbers.
     """
-    for axis in axes:
-        parts, size = lax.axis_size(axis), x.shape[dim] // lax.axis_size(axis)
+    for some in scattered_together(axes, x.nbytes, jax.sharding.get_abstract_mesh().shape):
+        parts = lax.axis_size(some)
+        size = x.shape[dim] // parts
         shape = (*x.shape[:dim], size, *x.shape[dim + 1 :])
         if dim == 0 and size < _FEW_ROWS and x.size % (parts * _RUN) == 0:
             pieces = x.reshape(parts, -1, _RUN)
@@ -44,7 +46,7 @@ def reduce_scatter(x: Array, axes: Axes, dim: int = 0) -> Array:
             pieces = x.reshape(parts, size, -1)
         else:
             pieces = x.reshape(*x.shape[:dim], parts, size, *x.shape[dim + 1 :])
-        x = lax.psum_scatter(pieces, axis, scatter_dimension=dim, tiled=False).reshape(shape)
+        x = lax.psum_scatter(pieces, some, scatter_dimension=dim, tiled=False).reshape(shape)
     return x
 
 

@@ -101,7 +101,8 @@ def collective_of(
     one = _collective(kind, where, inner, mesh, is_start or instruction.opcode == "async-start")
     if kind == "all-reduce" and not is_start and fused.instructions[fused.root].opcode == "dynamic-slice":
         asked = computation.operand_bytes(instruction)
-        return replace(one, kind="reduce-scatter", bytes=asked, padding_bytes=one.bytes - asked, was="")
+        layer = _layer_of_operands(computation, instruction) if one.layer is None else one.layer
+        return replace(one, kind="reduce-scatter", bytes=asked, padding_bytes=one.bytes - asked, was="", layer=layer)
     return one
 
 
@@ -141,6 +142,16 @@ def _collective(
         ring_of=_ring(instruction) if kind == "collective-permute" else "",
         layer=_layer(instruction),
     )
+
+
+def _layer_of_operands(computation: Computation, instruction: Instruction) -> int | None:
+    """Of something that lost its name: the layer of the nearest operand that has one."""
+    nearest = [instruction]
+    for _ in range(4):
+        nearest = [computation.instructions[name] for one in nearest for name in one.operands]
+        if layers := [layer for one in nearest if (layer := _layer(one)) is not None]:
+            return max(layers)
+    return None
 
 
 def _ring(instruction: Instruction) -> str:

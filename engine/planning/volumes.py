@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from engine.axes import scattered_together
 from engine.layout import Axes, HeldSizes, Layout
 from engine.model.config import ModelConfig
 from engine.model.expert_strategy import entered_over, expert_axes, strategy
@@ -149,7 +150,9 @@ class Traffic:
     ) -> Iterator[Collective]:
         """`elements` of D, in so many pieces."""
         if axes:
-            yield self._collective(what, kind, self._groups(kind, axes), elements // pieces, width_bytes, pieces)
+            width = self.activation_bytes if width_bytes is None else width_bytes
+            groups = self._groups(kind, axes, elements // pieces * width)
+            yield self._collective(what, kind, groups, elements // pieces, width, pieces)
 
     def _collective(
         self, what: str, kind: Kind, groups: tuple[Axes, ...], elements: int, width_bytes: int | None, times: int = 1
@@ -158,12 +161,15 @@ class Traffic:
         each = self.activation_bytes if width_bytes is None else width_bytes
         return Collective(what, kind, groups, sizes, elements * each, times)
 
-    def _groups(self, kind: Kind, axes: Axes) -> tuple[Axes, ...]:
+    def _groups(self, kind: Kind, axes: Axes, size_bytes: int) -> tuple[Axes, ...]:
         """Which axes go into one instruction (engine/collectives.py)."""
         if kind == "all-reduce":
             return (axes,)
         if kind == "all-gather":
             return (axes[:2], axes[2:]) if len(axes) > 2 else (axes,)
+        if kind == "reduce-scatter":
+            sizes = {axis: self.layout.mesh.size((axis,)) for axis in self.layout.everything}
+            return scattered_together(axes, size_bytes, sizes)
         return tuple((axis,) for axis in axes)
 
     # The program, piece by piece.
@@ -195,7 +201,7 @@ class Traffic:
             declared: Parameter = layer[name]
             split = self.layout.at_rest(declared.axes, self.held.kv_heads, self.config.expert_count)
             parts: list[Axes] = sorted((tuple(axis for axis in over if axis in gathered) for over in split), key=len)
-            groups = tuple(group for axes in reversed(parts) if axes for group in self._groups("all-gather", axes))
+            groups = tuple(group for axes in reversed(parts) if axes for group in self._groups("all-gather", axes, 0))
             used = math.prod(
                 self._part(size, _without(over, gathered)) for size, over in zip(declared.shape, split, strict=True)
             )
