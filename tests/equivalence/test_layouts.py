@@ -71,11 +71,9 @@ HAND_OVERS = [
     ("llama", "2x2x2", ("wg-xyz", "batch"), ("ws2d", "batch")),
     ("llama", "4x2x1", ("wg-x", "heads"), ("ws2d", "sequence")),
     ("palm", "4x2x1", ("wg-xyz", "batch"), ("ws2d", "batch")),
-    ("palm", "8x1x1", ("wg-xy", "heads"), ("ws2d", "heads")),
     ("gpt2", "2x2x2", ("wg-xy", "heads"), ("ws2d", "heads")),
     ("gemma2", "2x4x1", ("wg-xyz", "sequence"), ("ws2d", "heads")),
     ("mixtral", "2x2x2", ("wg-xyz", "batch"), ("ws2d", "batch")),
-    ("mixtral", "2x4x1", ("ws1d", "heads"), ("wg-x", "heads")),
 ]
 
 
