@@ -6,6 +6,8 @@ that is sharded over (a, b) has a as its major axis: shard i of a, then shard j 
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -32,11 +34,25 @@ def all_gather(x: Array, axes: Axes, dim: int = 0) -> Array:
 def reduce_scatter(x: Array, axes: Axes, dim: int = 0) -> Array:
     """[.. dim ..] (partialsum-axes) -> [.. dim.axes ..].
 
-    The shards are made a dimension of their own: scattered so, a TPU sends exactly the shards. Scattering a dimension
-    that is tiled in memory, it pads them and moves the overhang in a second step, or, below 8 rows a shard, sends
-    everything everywhere; so few rows are scattered as one long run of numbers.
+    One axis after the other, or some over two at once; on CPU never: there sums of two are the same to the bit however
+    many processes share in them, and those of four are not.
     """
-    for some in scattered_together(axes, x.nbytes, jax.sharding.get_abstract_mesh().shape):
+    staged: tuple[Axes, ...] = tuple((axis,) for axis in axes)
+    together = scattered_together(axes, x.nbytes, jax.sharding.get_abstract_mesh().shape)
+    if together == staged:
+        return _scattered(x, staged, dim)
+    return lax.platform_dependent(
+        x, cpu=partial(_scattered, stages=staged, dim=dim), default=partial(_scattered, stages=together, dim=dim)
+    )
+
+
+def _scattered(x: Array, stages: tuple[Axes, ...], dim: int) -> Array:
+    """The shards are made a dimension of their own: scattered so, a TPU sends exactly the shards.
+
+    Scattering a dimension that is tiled in memory, it pads them and moves the overhang in a second step, or, below 8
+    rows a shard, sends everything everywhere; so few rows are scattered as one long run of numbers.
+    """
+    for some in stages:
         parts = lax.axis_size(some)
         size = x.shape[dim] // parts
         shape = (*x.shape[:dim], size, *x.shape[dim + 1 :])
