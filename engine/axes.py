@@ -17,7 +17,7 @@ stages: of a pipeline, each with as many layers."""
 MeshAxis = Literal["slice", "x", "y", "z"]
 """The torus X x Y x Z of chips, and the slices that are such a torus each."""
 
-_SCATTERED_TOGETHER_BYTES = 8 * 2**20
+_SCATTERED_TOGETHER_BYTES = range(2**18, 2**23 + 1)
 
 
 def scattered_together(
@@ -25,11 +25,11 @@ def scattered_together(
 ) -> tuple[tuple[MeshAxis, ...], ...]:
     """Which axes a reduce-scatter of D = `size_bytes` goes over in one operation, in their order.
 
-    Two at once use the rings of both, if they are not all of the mesh: then it would become an all-reduce. Of large
-    arrays it would be padded, and its overhang moved in a second step.
+    Two at once use the rings of both, if they are not all of the mesh: then it would become an all-reduce, and so would
+    one of few bytes. Of large arrays it would be padded, and its overhang moved in a second step.
     """
     both = math.prod(mesh[axis] for axis in axes[:2])
     of_slice = math.prod(size for axis, size in mesh.items() if axis != "slice")
-    if len(axes) > 1 and size_bytes <= _SCATTERED_TOGETHER_BYTES and both < of_slice:
+    if len(axes) > 1 and size_bytes in _SCATTERED_TOGETHER_BYTES and both < of_slice:
         return (axes[:2], *((axis,) for axis in axes[2:]))
     return tuple((axis,) for axis in axes)
