@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from engine.compilation.compile_check import Question, check
+from jobs.plan_words import gib
 from pipeline.storage import open_input
 
 
@@ -58,9 +59,9 @@ def _facts(answer: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "", f"of {answer['context']} tokens, weights {answer['weights']}, cache {answer['kv']}"
     yield "chips", f"{answer['chips']}, mesh {answer['mesh']}, {layout['ffn']}, attention over {layout['attention']}"
     fits = "fits" if answer["fits"] else "DOES NOT FIT"
-    yield "memory", f"{fits}: {_gib(answer['peak_bytes'])} of {_gib(answer['limit_bytes'])} a device"
+    yield "memory", f"{fits}: {gib(answer['peak_bytes'])} of {gib(answer['limit_bytes'])} a device"
     if answer["argument_bytes"] is not None:
-        yield "", f"arguments {_gib(answer['argument_bytes'])}, temporaries {_gib(answer['temp_bytes'])}"
+        yield "", f"arguments {gib(answer['argument_bytes'])}, temporaries {gib(answer['temp_bytes'])}"
     if answer["cache_aliased"] is not None:
         yield "cache", "updated in place" if answer["cache_aliased"] else "COPIED"
     sent = answer["collective_seconds"]
@@ -91,10 +92,6 @@ def _collectives(collectives: Iterable[Mapping[str, Any]]) -> Table:
             _time(one["raw_seconds"]),
         )
     return table
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
 
 
 def _time(seconds: float) -> str:

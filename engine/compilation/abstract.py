@@ -22,12 +22,8 @@ from engine.layout import Layouts, check_divides
 from engine.model.config import ModelConfig
 from engine.model.params import Parameter, build
 from engine.model.quantized import Quantized
-from engine.planning.buckets import Parts
+from engine.planning.buckets import CHUNK_STEPS, PAGE_TOKENS, Parts
 from engine.steps.decode import empty_slots
-
-PAGE_TOKENS = 128
-CHUNK_STEPS = 32
-MICRO_TOKENS = 16384
 
 
 @dataclass(frozen=True)

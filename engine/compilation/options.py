@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 from engine.cache.forms import Attention
 from engine.errors import NoFeasiblePlan
 from engine.layout import Layouts
-from engine.planning.buckets import Parts, bucket_rows, length_buckets, micro_batches, slot_rows
+from engine.planning.buckets import (
+    CHUNK_STEPS,
+    PAGE_TOKENS,
+    Parts,
+    bucket_rows,
+    length_buckets,
+    micro_batches,
+    slot_rows,
+)
 
 MAX_STOP_TOKEN_IDS = 8
 """Of a request; the device compares each new token with this many."""
@@ -103,7 +111,7 @@ def choose_options(
     """
     parts = Parts.of(layouts) if layouts else Parts()
     cpu = platform == "cpu"
-    page_tokens = 64 if cpu else 128
+    page_tokens = 64 if cpu else PAGE_TOKENS
     if slots is None:
         slots = 64 if cpu else 256
     if slots < 1:
@@ -126,7 +134,7 @@ def choose_options(
         max_length=longest,
         pages=min(wanted, most_pages) + 1,
         page_tokens=page_tokens,
-        chunk_steps=16 if cpu else 32,
+        chunk_steps=16 if cpu else CHUNK_STEPS,
         prefill_tokens=prefill_tokens or (256 if cpu else 8192),
         attention="loop" if cpu else "contiguous",
         kv_dtype=kv_dtype,

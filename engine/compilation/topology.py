@@ -141,9 +141,15 @@ class Topology(Slice):
 
 def options_for(device_kind: str) -> dict[str, str]:
     """Compiler options for a device as jax calls it, "TPU v4"; nothing for what is no TPU."""
-    return next((dict(facts.options or {}) for facts in FACTS.values() if facts.device_kind == device_kind), {})
+    facts = _facts_of(device_kind)
+    return dict(facts.options or {}) if facts else {}
 
 
 def looped_tokens(device_kind: str) -> range:
     """`CompilerFacts.looped_tokens` of a device as jax calls it; none for what is no TPU."""
-    return next((facts.looped_tokens for facts in FACTS.values() if facts.device_kind == device_kind), range(0))
+    facts = _facts_of(device_kind)
+    return facts.looped_tokens if facts else range(0)
+
+
+def _facts_of(device_kind: str) -> CompilerFacts | None:
+    return next((facts for facts in FACTS.values() if facts.device_kind == device_kind), None)

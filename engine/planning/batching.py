@@ -18,11 +18,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from engine.planning.buckets import Parts, bucket_rows, length_buckets
+from engine.planning.buckets import CHUNK_STEPS, PAGE_TOKENS, Parts, bucket_rows, length_buckets
 
 WINDOW = 1024
-CHUNK_STEPS = 32
-PAGE_TOKENS = 128
 _PLAYED_ROUNDS = 4
 """Requests of so many times the slots show the steady state."""
 

@@ -16,6 +16,11 @@ MIN_ROWS = 8
 MICRO_BATCHES = 4
 """Of prefill in a pipeline, for each stage, where there are rows for so many: a stage then idles less than a fifth."""
 
+PAGE_TOKENS = 128
+"""Positions in a page of the cache, on an accelerator."""
+CHUNK_STEPS = 32
+"""Most decode steps in one call, on an accelerator."""
+
 _SMALLEST_BUCKET = 32
 
 

@@ -27,7 +27,16 @@ from engine.model.config import ModelConfig
 from engine.planning.batching import Flow, Workload, buckets_of, play, scored
 from engine.planning.buckets import MIN_ROWS, Parts, bucket_rows, slot_rows
 from engine.planning.memory import Memory
-from engine.planning.planner import MOST_CHIPS, Asked, PhasePlan, Pinned, candidates, meshes_to_try
+from engine.planning.planner import (
+    MOST_CHIPS,
+    Asked,
+    PhasePlan,
+    Pinned,
+    candidates,
+    meshes_to_try,
+    shortfall,
+    slice_names,
+)
 from engine.planning.program import Dtype, Phase, Program
 from engine.planning.slices import Slice, Wraps, slices_of
 
@@ -391,7 +400,7 @@ def choose(
 
 
 def _why_none(asked: JobAsked, slices: Sequence[Slice], too_large: Sequence[JobPlan]) -> NoFeasiblePlan:
-    where = ", ".join(map(str, slices)) if len(slices) < 5 else f"any of {len(slices)} slices"
+    where = slice_names(slices)
     if not too_large:
         return NoFeasiblePlan(f"the model divides over no mesh of {where} in the layouts that the job pins; pin less")
     nearest = min(too_large, key=lambda plan: plan.peak_bytes / plan.on.limit_bytes)
@@ -400,15 +409,10 @@ def _why_none(asked: JobAsked, slices: Sequence[Slice], too_large: Sequence[JobP
         "keys and values": nearest.cache_bytes,
         "activations": nearest.activation_bytes,
     }
-    parts = ", ".join(f"{what} {size / 2**30:.2f} GiB" for what, size in needs.items())
-    changes = list(_changes_that_fit(asked, nearest.on))
-    return JobDoesNotFit(
-        f"the job does not fit {where}: at best (on {nearest.on}, {nearest.slots} slots of "
-        f"{asked.workload.max_length} tokens) a device needs {nearest.peak_bytes / 2**30:.2f} GiB and has "
-        f"{nearest.on.limit_bytes / 2**30:.2f} GiB; {parts}. What binds is {max(needs, key=lambda what: needs[what])}. "
-        + (f"It would fit with {'; or '.join(changes)}" if changes else "No single change makes it fit"),
-        nearest,
-    )
+    what = f"the job does not fit {where}"
+    best = f"{nearest.on}, {nearest.slots} slots of {asked.workload.max_length} tokens"
+    changes = _changes_that_fit(asked, nearest.on)
+    return JobDoesNotFit(shortfall(what, best, nearest.peak_bytes, nearest.on.limit_bytes, needs, changes), nearest)
 
 
 def _changes_that_fit(asked: JobAsked, on: Slice) -> Iterator[str]:

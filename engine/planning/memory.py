@@ -21,12 +21,11 @@ from functools import cached_property
 
 from engine.layout import Axes, DimAxes
 from engine.model.params import Parameter
+from engine.planning.buckets import CHUNK_STEPS, PAGE_TOKENS
 from engine.planning.program import ITEM_BYTES, Program
 from engine.planning.tiling import compact_bytes, tiled_bytes
 from engine.planning.volumes import LOOKED_UP_TOKENS, SCORED_POSITIONS
 
-PAGE_TOKENS = 128
-CHUNK_STEPS = 32
 TOP_LOGPROBS = 20
 
 _FLOAT32 = 4

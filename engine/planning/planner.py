@@ -9,7 +9,7 @@ pinned stays as it is. A cost and a peak each take a fraction of a millisecond (
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -253,7 +253,7 @@ def layouts_to_try(mesh: MeshShape, pinned: Pinned) -> Iterator[tuple[Feedforwar
 
 
 def _why_none(asked: Asked, slices: Sequence[Slice], possible: Sequence[PhasePlan]) -> NoFeasiblePlan:
-    where = _names(slices)
+    where = slice_names(slices)
     if not possible:
         if asked.pinned.mesh:  # says what does not, and what mesh would
             for names in layouts_to_try(asked.pinned.mesh, asked.pinned):
@@ -266,14 +266,21 @@ def _why_none(asked: Asked, slices: Sequence[Slice], possible: Sequence[PhasePla
     nearest = min(possible, key=lambda plan: plan.memory.peak / plan.on.limit_bytes)
     held, limit = nearest.memory, nearest.on.limit_bytes
     needs = {"weights": held.weights, "keys and values": held.cache + held.results, "temporaries": held.temporaries}
-    parts = ", ".join(f"{what} {_gib(size)}" for what, size in needs.items())
-    changes = list(_changes_that_fit(asked, nearest.on))
-    return DoesNotFit(
-        f"{asked.phase} of {asked.batch} x {asked.context_tokens} tokens does not fit {where}: at best (on "
-        f"{nearest.on}, {nearest.layout.ffn}, attention over {nearest.layout.attention}) a device needs "
-        f"{_gib(held.peak)} and has {_gib(limit)}; {parts}. What binds is {max(needs, key=lambda what: needs[what])}. "
-        + (f"It would fit with {'; or '.join(changes)}" if changes else "No single change makes it fit"),
-        nearest,
+    what = f"{asked.phase} of {asked.batch} x {asked.context_tokens} tokens does not fit {where}"
+    best = f"{nearest.on}, {nearest.layout.ffn}, attention over {nearest.layout.attention}"
+    return DoesNotFit(shortfall(what, best, held.peak, limit, needs, _changes_that_fit(asked, nearest.on)), nearest)
+
+
+def shortfall(
+    what: str, best: str, peak_bytes: int, limit_bytes: int, needs: Mapping[str, int], changes: Iterable[str]
+) -> str:
+    """Why `what` does not, what takes the memory of the plan that comes nearest, and what would help."""
+    parts = ", ".join(f"{name} {_gib(size)}" for name, size in needs.items())
+    ways = "; or ".join(changes)
+    return (
+        f"{what}: at best (on {best}) a device needs {_gib(peak_bytes)} and has {_gib(limit_bytes)}; {parts}. What "
+        f"binds is {max(needs, key=lambda name: needs[name])}. "
+        + (f"It would fit with {ways}" if ways else "No single change makes it fit")
     )
 
 
@@ -305,7 +312,7 @@ def _changes_that_fit(asked: Asked, on: Slice) -> Iterator[str]:
             return
 
 
-def _names(slices: Sequence[Slice]) -> str:
+def slice_names(slices: Sequence[Slice]) -> str:
     return ", ".join(map(str, slices)) if len(slices) < 5 else f"any of {len(slices)} slices"
 
 
