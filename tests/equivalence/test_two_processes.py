@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from jobs import cli
+from jobs.commands import exit_codes
 from schemas.manifest import SUCCESS_NAME
 from tests import fake_job
 from tests.engine.runtime.connections import free_port
@@ -92,7 +93,7 @@ def pair(start: Run, directory: Path) -> tuple[subprocess.Popen, subprocess.Pope
 def of_one_process(directory: Path) -> list[dict[str, Any]]:
     """The rows of the same job in this process, with its eight devices."""
     alone = ["--set", "engine.hosts=null", "--set", f"output.path={directory}/alone"]
-    assert cli.main(["run", str(directory / "job.yaml"), *alone]) == cli.DONE
+    assert cli.main(["run", str(directory / "job.yaml"), *alone]) == exit_codes.DONE
     return fake_job.results(directory / "alone")
 
 
@@ -120,7 +121,7 @@ def last_words(directory: Path, command: str) -> str:
 def test_1_when_the_follower_is_killed_the_leader_says_so_and_ends(directory: Path, pair) -> None:
     leader, follower = pair
     kept = killed_in_the_middle(follower, leader, directory)
-    assert leader.returncode == cli.REFUSED
+    assert leader.returncode == exit_codes.REFUSED
     said = last_words(directory, "run")
     assert "error: lost process 1 (127.0.0.1): its process has ended. See what it said last; then start the job" in said
     assert "finished shards stay" in said
@@ -132,7 +133,7 @@ def test_2_when_the_leader_is_killed_the_follower_says_so_and_ends(directory: Pa
     leader, follower = pair
     kept = parts(directory)
     assert killed_in_the_middle(leader, follower, directory) > kept
-    assert follower.returncode == cli.REFUSED
+    assert follower.returncode == exit_codes.REFUSED
     said = last_words(directory, "follow")
     assert "error: lost the leader at 127.0.0.1:" in said
     assert "Terminating process" not in said  # of jax, when it sees its coordination service go
@@ -141,8 +142,8 @@ def test_2_when_the_leader_is_killed_the_follower_says_so_and_ends(directory: Pa
 
 def test_3_run_again_it_is_finished_and_every_row_is_that_of_one_process(directory: Path, pair, of_one_process) -> None:
     leader, follower = pair
-    assert leader.wait(timeout=PATIENCE_SECONDS) == cli.DONE, last_words(directory, "run")
-    assert follower.wait(timeout=30) == cli.DONE, last_words(directory, "follow")
+    assert leader.wait(timeout=PATIENCE_SECONDS) == exit_codes.DONE, last_words(directory, "run")
+    assert follower.wait(timeout=30) == exit_codes.DONE, last_words(directory, "follow")
     rows = fake_job.results(directory / "out")
     assert len(rows) == SHARDS * SHARD_ROWS
     assert rows == of_one_process

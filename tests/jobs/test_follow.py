@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from jobs import cli
+from jobs.commands import exit_codes
 from jobs.job_file import load
 from pipeline import inference
 from schemas.manifest import SUCCESS_NAME
@@ -26,7 +27,7 @@ def followed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 def test_the_engine_is_asked_for_what_the_leader_has(write_job: Callable[..., str], followed, capsys) -> None:
     path = write_job()
-    assert cli.main(["follow", path, "--process", "1", *HOSTS]) == cli.DONE
+    assert cli.main(["follow", path, "--process", "1", *HOSTS]) == exit_codes.DONE
     job = load(path, HOSTS[1::2])
     hosts = {"count": 2, "coordinator": "10.0.0.1:8476"}
     assert followed == [(job.model.checkpoint, job.settings(), hosts, 1)]
@@ -47,7 +48,7 @@ def test_the_engine_is_asked_for_what_the_leader_has(write_job: Callable[..., st
 def test_what_cannot_be_followed_is_refused(
     write_job: Callable[..., str], followed, capsys, arguments: list[str], said: str
 ) -> None:
-    assert cli.main(["follow", write_job(), *arguments]) == cli.REFUSED
+    assert cli.main(["follow", write_job(), *arguments]) == exit_codes.REFUSED
     assert said in capsys.readouterr().err
     assert followed == []
 
@@ -56,7 +57,7 @@ def test_a_finished_job_needs_nobody(tmp_path: Path, write_job: Callable[..., st
     path = write_job()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / SUCCESS_NAME).touch()
-    assert cli.main(["follow", path, "--process", "1", *HOSTS]) == cli.DONE
+    assert cli.main(["follow", path, "--process", "1", *HOSTS]) == exit_codes.DONE
     assert "nothing to do" in capsys.readouterr().out
     assert followed == []
 

@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from engine.planning.job_planner import JobPlan
-from jobs.job_plan import JobAnswer
-from jobs.plan_words import memory_lines, share_words, time_words
+from jobs.planning.job_plan import JobAnswer
+from jobs.planning.words import memory_lines, share_words, time_words
 from jobs.wording import duration
 
 

@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from engine.planning.planner import PhasePlan
-from jobs.phase_plan import PhaseAnswer
-from jobs.plan_words import gib, layout_words, memory_lines, share_words, time_words, why_slower
+from jobs.planning.phase_plan import PhaseAnswer
+from jobs.planning.words import gib, layout_words, memory_lines, share_words, time_words, why_slower
 
 
 def rendered(answer: PhaseAnswer) -> RenderableType:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from engine.compilation.compile_check import DTYPES, Question, check
 from engine.planning.planner import PhasePlan
-from jobs.plan_words import gib, time_words
+from jobs.planning.words import gib, time_words
 from pipeline.errors import JobError
 from pipeline.storage import open_input
 

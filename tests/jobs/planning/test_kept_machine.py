@@ -10,7 +10,7 @@ from rich.console import Console
 
 import engine.compilation.measure
 from engine.errors import NoFeasiblePlan
-from jobs.profile_command import kept_at, kept_machine, run
+from jobs.planning.kept_machine import kept_at, kept_machine, run
 from pipeline.errors import JobError
 from tests.engine.planning.test_machine import MACHINE
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.plan_check import checked_table, compiled
-from jobs.plan_plot import draw
-from jobs.prices import Prices, read_prices
+from jobs.planning.compiled_plan import checked_table, compiled
+from jobs.planning.plot import draw
+from jobs.planning.prices import Prices, read_prices
 from pipeline.errors import JobError
 
 _IN_A_JOB = {
@@ -60,8 +60,8 @@ def run(options: argparse.Namespace, console: Console) -> bool:
 def _job(options: argparse.Namespace, prices: Prices | None) -> tuple[Any, str, Callable[[Any], Any]]:
     """The answer, where its model is, and how it is shown."""
     from jobs.job_file import load
-    from jobs.job_plan import JobAnswer, JobQuestion
-    from jobs.job_report import rendered
+    from jobs.planning.job_plan import JobAnswer, JobQuestion
+    from jobs.planning.job_report import rendered
 
     if given := [flag for flag in PHASE_FLAGS if getattr(options, flag) is not None]:
         raise JobError(f"--{given[0]} is for --model; a job says it itself: --set {_IN_A_JOB[given[0]]}")
@@ -70,7 +70,7 @@ def _job(options: argparse.Namespace, prices: Prices | None) -> tuple[Any, str, 
 
 
 def _phase(options: argparse.Namespace, prices: Prices | None) -> tuple[Any, str, Callable[[Any], Any]]:
-    from jobs.phase_plan import PhaseAnswer, PhaseQuestion
-    from jobs.phase_report import rendered
+    from jobs.planning.phase_plan import PhaseAnswer, PhaseQuestion
+    from jobs.planning.phase_report import rendered
 
     return PhaseAnswer.to(PhaseQuestion.of(options, prices)), options.model, rendered

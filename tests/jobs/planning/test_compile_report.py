@@ -11,11 +11,12 @@ import pytest
 from engine.compilation.compile_check import Answer, Question
 from engine.compilation.hlo_report import report
 from engine.compilation.tpu_compiler import Compiled
-from jobs import compile_command
-from jobs.cli import DONE, REFUSED, TOO_MANY_FAILED, main
+from jobs.cli import main
+from jobs.commands.exit_codes import DONE, REFUSED, TOO_MANY_FAILED
+from jobs.planning import compile_report
 from tests.engine.compilation.small_programs import SMALL, recorded
 
-CHECKPOINT = Path(__file__).parents[2] / "jobs" / "examples" / "arithmetic" / "checkpoint"
+CHECKPOINT = Path(__file__).parents[3] / "jobs" / "examples" / "arithmetic" / "checkpoint"
 ASKED = ["compile", "--model", "llama-2-7b", "--chips", "v4:4x4x4", "--phase", "prefill"]
 ASKED += ["--batch", "64", "--context", "2048"]
 
@@ -37,7 +38,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Question]:
         questions.append(question)
         return answered(question)
 
-    monkeypatch.setattr(compile_command, "check", check)
+    monkeypatch.setattr(compile_report, "check", check)
     return questions
 
 
@@ -108,7 +109,7 @@ def test_for_people(asked: list[Question], capsys: pytest.CaptureFixture[str]) -
 
 
 def test_what_does_not_fit_is_no_success(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(compile_command, "check", lambda question: answered(question, fits=False))
+    monkeypatch.setattr(compile_report, "check", lambda question: answered(question, fits=False))
     assert main(ASKED) == TOO_MANY_FAILED
     assert "it does not fit: 40.00 GiB a device are needed, and a program may use 30.75" in capsys.readouterr().out
     assert main([*ASKED, "--json"]) == TOO_MANY_FAILED
@@ -133,7 +134,7 @@ def test_what_cannot_be_is_refused(
 ) -> None:
     pretend = lambda question: answered(question) if question.layout else None  # noqa: E731
     if "--mesh" not in change:
-        monkeypatch.setattr(compile_command, "check", pretend)
+        monkeypatch.setattr(compile_report, "check", pretend)
     else:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # refused before the compiler is needed
     assert main([*ASKED, *(part for pair in change.items() for part in pair)]) == REFUSED

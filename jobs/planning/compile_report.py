@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from engine.compilation.compile_check import Question, check
-from jobs.plan_words import gib
+from jobs.planning.words import gib
 from pipeline.storage import open_input
 
 

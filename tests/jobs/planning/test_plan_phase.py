@@ -15,10 +15,11 @@ import pytest
 
 from engine.compilation.compile_check import Answer, Question
 from engine.compilation.tpu_compiler import Compiled
-from jobs import plan_check
-from jobs.cli import DONE, REFUSED, TOO_MANY_FAILED, main
+from jobs.cli import main
+from jobs.commands.exit_codes import DONE, REFUSED, TOO_MANY_FAILED
+from jobs.planning import compiled_plan
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CHECKPOINT = ROOT / "jobs" / "examples" / "arithmetic" / "checkpoint"
 ASKED = ["plan", "--model", "palm-540b", "--chips", "v4:4x4x4", "--context", "2048"]
 DECODE = [*ASKED, "--phase", "decode", "--batch", "512"]
@@ -242,7 +243,7 @@ def test_the_compiler_is_asked_about_the_chosen_plan(answer, monkeypatch, capsys
         fits = len(asked) < 3
         return Answer(question, Compiled("decode", 1.5, fits, 40 * 2**30, "", 2**30, 0, 2**20, 0), None)
 
-    monkeypatch.setattr(plan_check, "check", check)
+    monkeypatch.setattr(compiled_plan, "check", check)
     found = answer(*DECODE, "--compile")
     (question,), (compiled,) = asked, found["compiled"]
     assert str(question.topology) == found["chips"]

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import DONE, REFUSED, TOO_MANY_FAILED, main
+from jobs.cli import main
+from jobs.commands.exit_codes import DONE, REFUSED, TOO_MANY_FAILED
 from jobs.job_file import load
-from jobs.job_sample import sample
+from jobs.planning.job_sample import sample
 
 PRICES = "date: 2026-11-01\ncurrency: USD\nchip_hour: {v5e: 3.6}\n"
 ON = ["--chips", "v5e:1x1", "--max-chips", "4"]

@@ -14,9 +14,9 @@ from engine.compilation.compile_check import DTYPES, read_model
 from engine.planning.frontier import frontier
 from engine.planning.planner import Asked, DoesNotFit, Found, PhasePlan, Pinned, search, sweep
 from engine.planning.slices import Slice, named_slices
-from jobs.plan_check import DTYPE_NAMES
-from jobs.plan_plot import Drawing, Point, roofline
-from jobs.prices import Prices
+from jobs.planning.compiled_plan import DTYPE_NAMES
+from jobs.planning.plot import Drawing, Point, roofline
+from jobs.planning.prices import Prices
 from pipeline.errors import JobError
 from pipeline.storage import open_input
 

@@ -16,10 +16,10 @@ from engine.planning.job_planner import JobAsked, JobDoesNotFit, JobPlan, choose
 from engine.planning.planner import PhasePlan, Pinned
 from engine.planning.program import Dtype
 from engine.planning.slices import Slice, named_slices
-from jobs.job_sample import JobSample, sample
-from jobs.phase_plan import ALL_CHIPS
-from jobs.plan_plot import Drawing, Point, roofline
-from jobs.prices import Prices
+from jobs.planning.job_sample import JobSample, sample
+from jobs.planning.phase_plan import ALL_CHIPS
+from jobs.planning.plot import Drawing, Point, roofline
+from jobs.planning.prices import Prices
 from jobs.spec import Job
 from pipeline.errors import JobError
 from pipeline.storage import open_input

@@ -1,0 +1,33 @@
+"""The commands of `penstock`, a module each, in the order in which help lists them.
+
+A module has a NAME, a SUMMARY of half a line, a TEXT that teaches with examples, `add_options(parser)`, and
+`handle(options)`, which returns the exit code. It imports what the work needs inside `handle`, so that help answers
+at once. One that takes flags it does not list (they go to Beam) says PASSES_FLAGS = True and finds them in
+`options.flags`; `options.line` is the whole command line, to be repeated to the user.
+"""
+
+from __future__ import annotations
+
+from jobs.commands import (
+    compile_phase,
+    follow,
+    measure_machine,
+    plan_job,
+    run,
+    schema,
+    show,
+    status,
+    validate,
+)
+
+COMMANDS = (
+    run,
+    follow,
+    validate,
+    plan_job,
+    status,
+    show,
+    schema,
+    compile_phase,
+    measure_machine,
+)

@@ -1,0 +1,48 @@
+"""Arguments that several commands take, and what a number may be."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_job(parser: argparse.ArgumentParser) -> None:
+    """The job file, and fields of it from the command line."""
+    parser.add_argument("job", metavar="JOB.yaml", help="the job file; docs/job-reference.md describes it")
+    add_set_option(parser)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The output of a job."""
+    parser.add_argument("output", metavar="OUT", help="the job's output.path")
+
+
+def add_set_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="replace a field: a dotted key and a YAML value; may be repeated",
+    )
+
+
+def row_count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return number
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)

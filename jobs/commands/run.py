@@ -1,0 +1,50 @@
+"""`penstock run`: a job, or what is missing of it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+
+from jobs.commands.arguments import add_job
+from jobs.commands.exit_codes import DONE, INTERRUPTED, TOO_MANY_FAILED
+from jobs.commands.printing import print_lines
+
+NAME = "run"
+SUMMARY = "run a job, or what is missing of it"
+PASSES_FLAGS = True
+TEXT = """\
+Run a job: every row of the input goes through the model, and the results into Parquet files. Run again, it does only
+what is missing; when nothing is, it changes no file.
+
+examples:
+  penstock run job.yaml
+  penstock run job.yaml --set sampling.max_tokens=32 --set output.path=./short
+  penstock run job.yaml --runner BundleBasedDirectRunner      (flags that are not listed here go to Beam)
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add_job(parser)
+
+
+def handle(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from jobs.job_file import load
+    from jobs.launch import outcome_lines, run
+
+    job = load(options.job, options.set)
+    for note in job.notes():
+        print(f"note: {note}", file=sys.stderr)
+    console = Console(file=sys.stderr, force_terminal=False if options.verbose else None)
+    quiet = contextlib.nullcontext() if options.verbose else contextlib.redirect_stderr(io.StringIO())
+    try:
+        with quiet:  # Beam's workers print the traceback of every failure, besides raising it
+            outcome = run(job, options.flags, console)
+    except KeyboardInterrupt:
+        print(f"interrupted; finished shards stay. To go on:\n  {options.line}", file=sys.stderr)
+        return INTERRUPTED
+    print_lines(outcome_lines(outcome))
+    return TOO_MANY_FAILED if outcome.is_over_limit else DONE
