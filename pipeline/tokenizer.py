@@ -145,7 +145,7 @@ def _read(checkpoint: str, name: str) -> bytes | None:
 def _parse(checkpoint: str, name: str, data: bytes | None) -> dict[str, Any]:
     try:
         content = json.loads(data) if data is not None else {}
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise InputError(f"{storage.join(checkpoint, name)} is not JSON: {e}") from e
     if not isinstance(content, dict):
         raise InputError(f"{storage.join(checkpoint, name)} holds a {type(content).__name__}, not an object")

@@ -143,7 +143,9 @@ def read_plan(output: str) -> Plan:
     """The stored plan of an output."""
     url = storage.join(output, PLAN_NAME)
     try:
-        return Plan.from_json(storage.read_bytes(url))
+        plan = Plan.from_json(storage.read_bytes(url))
+        decode_fields(plan.columns)
+        return plan
     except FileNotFoundError as e:
         raise OutputError(f"there is no {url}: {output} is not the output of a job") from e
     except DocumentError as e:

@@ -43,7 +43,7 @@ class Document:
         """The document in `data`; DocumentError names a wrong key, or a newer Penstock as the writer."""
         try:
             value = json.loads(data)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise DocumentError(f"it is not whole JSON: {e}") from e
         version = value.get("version") if isinstance(value, dict) else None
         if type(version) is int and version > cls.LATEST:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from .documents import Document
+from .documents import Document, DocumentError
 
 PLAN_VERSION = 1
 ENTRY_VERSION = 1
@@ -129,5 +129,8 @@ def encode_fields(fields: Sequence[pa.Field]) -> str:
 
 
 def decode_fields(text: str) -> list[pa.Field]:
-    """The inverse of `encode_fields`."""
-    return list(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text, validate=True))))
+    """The inverse of `encode_fields`; DocumentError when `text` does not come from there."""
+    try:
+        return list(pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text, validate=True))))
+    except (ValueError, OSError, pa.ArrowException) as e:
+        raise DocumentError(f"'columns' is damaged: {e}") from e

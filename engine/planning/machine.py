@@ -110,7 +110,7 @@ class Machine:
                 raise ValueError("of another version")
             products = {dtype: Rates(**rates) for dtype, rates in fields.pop("products").items()}
             return cls(products=products, **fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise NoFeasiblePlan(
                 f"no profile of a machine ({error}); measure it again with penstock profile"
             ) from error
