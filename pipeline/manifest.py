@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -35,6 +34,7 @@ from . import storage
 from .errors import OutputError
 from .records import json_line
 from .sources.base import WorkItem
+from .sources.parquet import UNREADABLE
 from .workplan import PlanFacts, work_items
 
 
@@ -131,7 +131,7 @@ def record_shard(output: str, facts: PlanFacts, shard: int) -> ShardEntry:
             if entry.failed:
                 failed = _failed_rows(parquet).encode()
                 storage.publish_over(storage.join(output, ERRORS_NAME, errors_name(shard)), failed)
-        except (pa.ArrowException, OSError, DocumentError) as e:
+        except (*UNREADABLE, DocumentError) as e:
             raise OutputError(f"{url} is damaged: {e}; delete it and run the job again") from e
     storage.publish_over(storage.join(output, MANIFEST_NAME, entry_name(shard)), entry.to_json())
     return entry

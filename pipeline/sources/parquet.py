@@ -19,6 +19,9 @@ from pipeline import storage
 from pipeline.errors import InputError
 from pipeline.sources.base import Format, Parsed, Span, WorkItem, changed_since_plan, text_if_utf8
 
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What pyarrow raises where a file is damaged; the last for names of columns that are no text."""
+
 _BATCH_ROWS = 256
 _BUFFER_BYTES = 2**20
 
@@ -43,7 +46,7 @@ def read_batches(url: str, start: int, stop: int, columns: Collection[str] | Non
                 at += batch.num_rows
                 if at >= stop:
                     return
-        except (pa.ArrowException, OSError) as e:
+        except UNREADABLE as e:
             raise InputError(f"rows {start} to {stop} of {url} cannot be read: {e}") from e
 
 
@@ -73,9 +76,9 @@ def _columns(url: str) -> dict[str, pa.DataType]:
 def _open(url: str, stream: object) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(stream)
-    except (pa.ArrowException, OSError) as e:
+        names = file.schema_arrow.names
+    except UNREADABLE as e:
         raise InputError(f"{url} is not a readable Parquet file: {e}") from e
-    names = file.schema_arrow.names
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise InputError(f"{url} has the column {doubled[0]!r} twice; rename one of them")

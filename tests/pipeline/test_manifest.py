@@ -198,6 +198,9 @@ def test_a_result_file_of_another_shard_or_program_is_refused(local, tmp_path):
     part.write_bytes((out / "part-00000-of-00003.parquet").read_bytes())
     with pytest.raises(OutputError, match=r"part-00001-of-00003\.parquet is of another job or shard"):
         Manifest(str(out), plan).done()
+    part.write_bytes(part.read_bytes().replace(b"record_id", b"record\xffid"))
+    with pytest.raises(OutputError, match=r"part-00001-of-00003\.parquet is damaged"):
+        Manifest(str(out), plan).done()
     pd.DataFrame({"a": [1]}).to_parquet(part)
     with pytest.raises(OutputError, match=r"part-00001-of-00003\.parquet was not written by Penstock"):
         Manifest(str(out), plan).done()

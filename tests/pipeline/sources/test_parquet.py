@@ -127,7 +127,10 @@ def test_only_the_columns_asked_for_are_read():
     assert [row.values for row in read(items)] == [{"a": 1, "b": {"c": 2, "d": 3}, "b.c": 4}]
 
 
-@pytest.mark.parametrize("data", [b"", b"PAR1", b"x" * 100, written(pa.table({"a": [1]}))[:-20]])
+_NAME_OF_NO_TEXT = written(pa.table({"name": [1]}), store_schema=False).replace(b"name", b"n\xffme")
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"x" * 100, written(pa.table({"a": [1]}))[:-20], _NAME_OF_NO_TEXT])
 def test_a_file_that_is_not_parquet_is_an_error_of_the_plan(data):
     url = in_memory(data, ".parquet")
     with pytest.raises(InputError, match=f"{url} is not a readable Parquet file"):
