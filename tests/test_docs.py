@@ -1,6 +1,6 @@
 """Every command that the README and docs/ show is run here, page by page, or says in its own words why it is not.
 
-A block of commands is fenced as ```console. Words after that say what it needs: `cloud` (an account, a bucket, a cluster),
+A block of commands is fenced as ```console. Words after that say what it needs: `cloud` (an account, a cluster),
 `hosts` (several machines), `setup` (installs or builds), `daemon` (does not end), `tpu-compiler` (run where libtpu is
 installed, with two layers), `exit=1` (the code with which the last command ends). They show on no rendered page.
 """
@@ -61,7 +61,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (capitals,) = re.findall(r"`capitals.yaml`:\n\n```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (tmp_path / "capitals.yaml").write_text(capitals)
     job = yaml.safe_load(capitals)
-    job["output"]["shard_rows"], job["sampling"]["max_tokens"] = ROWS // 2, 8
+    job["output"]["shard_rows"], job["sampling"]["max_tokens"] = ROWS // 2, 128
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     prices = {"date": "2026-11-01", "currency": "USD", "chip_hour": {"v4": 3.22, "v5e": 1.2, "v5p": 4.2, "v6e": 2.7}}
     (tmp_path / "prices.yaml").write_text(yaml.safe_dump(prices))
