@@ -1,6 +1,7 @@
 # make demo   set up and run the example jobs: generate, show, score, accuracy
 # make test   set up and run the tests
 # make lint   formatting, lint and types
+# make audit  dependencies that do not fit each other, or have known vulnerabilities
 # make bench  the benchmarks, with figures to compare with bench/RESULTS.md
 
 PYTHON ?= python3
@@ -9,7 +10,7 @@ EXTRAS ?= dev
 BIN := $(VENV)/bin
 DEMO := jobs/examples/arithmetic
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint audit bench clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -39,6 +40,13 @@ lint: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+audit: $(VENV)/.installed-$(EXTRAS)
+	$(BIN)/python -m pip check
+	@if $(BIN)/python -c 'import socket; socket.create_connection(("api.osv.dev", 443), 5)' 2>/dev/null; then \
+	  $(BIN)/python -m pip install --quiet pip-audit && \
+	  $(BIN)/python -m pip_audit --vulnerability-service osv --skip-editable --progress-spinner off; \
+	else echo "not audited for vulnerabilities: api.osv.dev cannot be reached from here"; fi
 
 bench: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python -m bench.throughput

@@ -100,6 +100,24 @@ def test_the_commands_of_a_page_do_what_it_says(page: Path, capfd: pytest.Captur
             assert code == expected, f"{page.name}: {command}\n{said.out}{said.err}"
             if output is not None:
                 Path(output).write_text(said.out)
+    if page.name != "README.md":  # test_readme.py has its own place for that one
+        for example in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+            exec(example, {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    assert [link for link in links if "://" not in link and not leads_somewhere(page, link)] == []
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    name, _, heading = link.partition("#")
+    target = page.parent / name if name else page
+    if not target.exists() or not heading:
+        return target.exists()
+    headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+    return heading in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
 
 
 def redirected(arguments: list[str]) -> str | None:
