@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.job_file import STORED_NAME
 from jobs.wording import count_words, duration, failed_words, rate_words, token_words
-from pipeline.manifest import Manifest, summarise
+from pipeline.manifest import Manifest, span_of, summarise
 from pipeline.storage import exists, join
 from pipeline.workplan import read_plan
 from schemas.manifest import SUCCESS_NAME, Plan, ShardEntry, Summary
@@ -52,11 +51,10 @@ def read_status(output: str) -> Status:
 
 
 def busy_seconds(entries: Sequence[ShardEntry]) -> float:
-    """The length of the union of the times at which shards were being computed; they overlap."""
-    spans = sorted((datetime.datetime.fromisoformat(e.started_at).timestamp(), e.seconds) for e in entries)
+    """The length of the union of the times at which shards were being computed, as far as known; they overlap."""
+    spans = sorted((start.timestamp(), end.timestamp()) for start, end in filter(None, map(span_of, entries)))
     total, busy_until = 0.0, float("-inf")
-    for start, seconds in spans:
-        end = start + seconds
+    for start, end in spans:
         total += max(0.0, end - max(start, busy_until))
         busy_until = max(busy_until, end)
     return total

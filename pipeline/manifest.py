@@ -3,6 +3,9 @@
 The result file is the truth, and its footer holds the entry. The entries beside it (`_manifest/`) and the
 copies of failed rows (`_errors/`) are derived from the file that is there, whoever wrote it, so every writer
 derives the same and a lost one is derived again. A shard is done when its result file exists.
+
+To its entry the writer of a file adds when and how long it computed. The first entry stands: one that was
+derived by somebody else, because the writer was killed in between, says nothing of time for ever.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import datetime
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -36,6 +40,15 @@ from .records import json_line
 from .sources.base import WorkItem
 from .sources.parquet import UNREADABLE
 from .workplan import PlanFacts, work_items
+
+
+@dataclass(frozen=True)
+class Computed:
+    """How a shard came about: what the writer of its result file knows, and nobody else."""
+
+    started_at: str | None = None
+    seconds: float | None = None
+    engine: dict[str, int | float] = field(default_factory=dict)
 
 
 class Manifest:
@@ -101,11 +114,7 @@ class Manifest:
         return {shard for shard in range(self._facts.shards) if entry_name(shard) in names}
 
     def _read_entry(self, shard: int) -> ShardEntry:
-        url = storage.join(self.output, MANIFEST_NAME, entry_name(shard))
-        try:
-            return ShardEntry.from_json(storage.read_bytes(url))
-        except DocumentError as e:
-            raise OutputError(f"{url} cannot be used: {e}; delete it, and it is made again") from e
+        return read_entry(storage.join(self.output, MANIFEST_NAME, entry_name(shard)))
 
 
 def committed(output: str, facts: PlanFacts, shard: int) -> ShardEntry | None:
@@ -115,8 +124,24 @@ def committed(output: str, facts: PlanFacts, shard: int) -> ShardEntry | None:
     return None
 
 
-def record_shard(output: str, facts: PlanFacts, shard: int) -> ShardEntry:
-    """Write what is derived from the result file of a shard: first the copies of failed rows, then the entry."""
+def record_shard(output: str, facts: PlanFacts, shard: int, computed: Computed = Computed()) -> ShardEntry:
+    """Write what is derived from the result file of a shard: first the copies of failed rows, then the entry.
+
+    `computed` is for the writer of the file alone. The entry that is there in the end is returned.
+    """
+    footer = read_shard(output, facts, shard, copies_failed=True)
+    entry = replace(footer, started_at=computed.started_at, seconds=computed.seconds, engine=computed.engine)
+    url = storage.join(output, MANIFEST_NAME, entry_name(shard))
+    if not storage.publish_if_absent(url, entry.to_json()):
+        there = read_entry(url)
+        if replace(there, started_at=None, seconds=None, engine={}) == footer:
+            return there
+        storage.publish_over(url, entry.to_json())  # it was of a result file that somebody deleted
+    return entry
+
+
+def read_shard(output: str, facts: PlanFacts, shard: int, copies_failed: bool = False) -> ShardEntry:
+    """The entry in the footer of the result file that is there, which must be of this job."""
     url = storage.join(output, part_name(shard, facts.shards))
     with storage.open_input(url) as f:
         try:
@@ -128,21 +153,27 @@ def record_shard(output: str, facts: PlanFacts, shard: int) -> ShardEntry:
             _check(entry, facts, shard, url)
             if entry.rows != parquet.metadata.num_rows:
                 raise OutputError(f"{url} has {parquet.metadata.num_rows} rows, but was written with {entry.rows}")
-            if entry.failed:
+            if entry.failed and copies_failed:
                 failed = _failed_rows(parquet).encode()
                 storage.publish_over(storage.join(output, ERRORS_NAME, errors_name(shard)), failed)
         except (*UNREADABLE, DocumentError) as e:
             raise OutputError(f"{url} is damaged: {e}; delete it and run the job again") from e
-    storage.publish_over(storage.join(output, MANIFEST_NAME, entry_name(shard)), entry.to_json())
     return entry
+
+
+def read_entry(url: str) -> ShardEntry:
+    """One entry of `_manifest`."""
+    try:
+        return ShardEntry.from_json(storage.read_bytes(url))
+    except DocumentError as e:
+        raise OutputError(f"{url} cannot be used: {e}; delete it, and it is made again") from e
 
 
 def summarise(plan: Plan, entries: Iterable[ShardEntry]) -> Summary:
     """The sum of entries: of all for a finished job, of those there are for one that runs."""
     entries = list(entries)
     reasons: Counter[str] = sum((Counter(entry.failed_reasons) for entry in entries), Counter())
-    starts = [datetime.datetime.fromisoformat(entry.started_at) for entry in entries]
-    ends = [start + datetime.timedelta(seconds=e.seconds) for start, e in zip(starts, entries, strict=True)]
+    spans = [span for entry in entries if (span := span_of(entry))]
     return Summary(
         name=plan.name,
         task=plan.task,
@@ -156,10 +187,18 @@ def summarise(plan: Plan, entries: Iterable[ShardEntry]) -> Summary:
         prompt_tokens=sum(entry.prompt_tokens for entry in entries),
         completion_tokens=sum(entry.completion_tokens for entry in entries),
         scored_tokens=sum(entry.scored_tokens for entry in entries),
-        started_at=min(starts).isoformat(timespec="milliseconds") if entries else None,
-        finished_at=max(ends).isoformat(timespec="milliseconds") if entries else None,
-        shard_seconds=round(sum(entry.seconds for entry in entries), 3),
+        started_at=min(start for start, _ in spans).isoformat(timespec="milliseconds") if spans else None,
+        finished_at=max(end for _, end in spans).isoformat(timespec="milliseconds") if spans else None,
+        shard_seconds=round(sum(entry.seconds or 0.0 for entry in entries), 3),
     )
+
+
+def span_of(entry: ShardEntry) -> tuple[datetime.datetime, datetime.datetime] | None:
+    """From when to when a shard was computed, by its writer's clock; None where that is not known."""
+    if entry.started_at is None or entry.seconds is None:
+        return None
+    start = datetime.datetime.fromisoformat(entry.started_at)
+    return start, start + datetime.timedelta(seconds=entry.seconds)
 
 
 def _check(entry: ShardEntry, facts: PlanFacts, shard: int, url: str) -> None:

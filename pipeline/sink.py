@@ -2,7 +2,9 @@
 
 Rows are written as they come, in row groups, to a hidden file that becomes visible whole or not at all.
 Whoever publishes first wins; what a shard is reported as is read back from the file that won, so a writer
-that lost a race never reports its own counts.
+that lost a race never reports its own counts, nor its own time.
+
+Nothing in the file is of the run: whoever computes a shard writes the same bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from schemas.manifest import FOOTER_KEY, ShardEntry, part_name
 
 from . import storage
 from .errors import OutputError
-from .manifest import record_shard
+from .manifest import Computed, read_shard, record_shard
 from .sources.base import WorkItem
 from .workplan import PlanFacts
 
@@ -56,14 +58,12 @@ def write_shard(
                 shard=item.shard,
                 file=part_name(item.shard, facts.shards),
                 **tally.totals(),
-                started_at=started_at,
-                seconds=round(time.monotonic() - started, 3),
                 job_fingerprint=facts.job_fingerprint,
-                engine=dict(engine()),
             )
             writer.add_key_value_metadata({FOOTER_KEY: entry.to_json()})
-        storage.publish_if_absent(url, path)
-    return record_shard(output, facts, item.shard)
+        computed = Computed(started_at, round(time.monotonic() - started, 3), dict(engine()))
+        is_ours = storage.publish_if_absent(url, path)
+    return record_shard(output, facts, item.shard, computed) if is_ours else read_shard(output, facts, item.shard)
 
 
 def _row_groups(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> Iterator[pa.Table]:

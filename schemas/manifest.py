@@ -2,7 +2,7 @@
 
     _plan.json                    what was asked, and the shard list; created once
     part-00007-of-00400.parquet   the results of one shard; its footer holds the shard's entry
-    _manifest/00007.json          the entry again, for listing without opening Parquet files
+    _manifest/00007.json          the entry again, for listing without opening Parquet files, and how it was computed
     _errors/00007.jsonl           copies of the shard's failed rows, for reading
     _summary.json  _SUCCESS       when every shard is there
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -77,7 +77,12 @@ class Plan(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry(Document):
-    """What one finished shard holds. `rows` are written rows; `ok` and `failed` count input records."""
+    """What one finished shard holds. `rows` are written rows; `ok` and `failed` count input records.
+
+    The last three fields are of the run that computed it. They are only in `_manifest`, so that a result file
+    is the same to the byte whoever writes it, and are not known (None, empty) of a shard whose writer was
+    killed right after the file was published.
+    """
 
     LATEST: ClassVar[int] = ENTRY_VERSION
     version: int = ENTRY_VERSION
@@ -90,10 +95,10 @@ class ShardEntry(Document):
     prompt_tokens: int
     completion_tokens: int
     scored_tokens: int
-    started_at: str
-    seconds: float
     job_fingerprint: str
-    engine: dict[str, int | float]
+    started_at: str | None = None
+    seconds: float | None = None
+    engine: dict[str, int | float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +119,7 @@ class Summary(Document):
     prompt_tokens: int
     completion_tokens: int
     scored_tokens: int
-    started_at: str | None  # of the first shard
+    started_at: str | None  # of the first shard, as far as it is known
     finished_at: str | None  # of the last shard
     shard_seconds: float  # summed over shards, which overlap in time
 

@@ -129,7 +129,11 @@ def _create(fs: fsspec.AbstractFileSystem, url: str, path: str, data: bytes | Pa
             may_be_there = is_passing(error) or isinstance(error, FileExistsError)
             if is_no_bucket(error, doing) or not may_be_there:
                 raise refusal(error, doing) from None
-            if (is_ours := _is_there(fs, url, path, data)) is not None:
+            try:
+                is_ours = _is_there(fs, url, path, data)
+            except PenstockError as unknown:
+                raise given_up(error, doing) from unknown
+            if is_ours is not None:
                 return is_ours
             if attempt == TRIES:
                 raise given_up(error, doing) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from dataclasses import dataclass
@@ -44,7 +45,9 @@ def expand(pattern: str) -> list[str]:
         found = cast(list[str], ask(listing, lambda: fs.find(path)))
         files = [name for name in found if not is_hidden(os.path.relpath(name, path))]
     elif any(c in path for c in "*?["):
-        matched = cast(dict[str, Any], ask(listing, lambda: fs.glob(path, detail=True)))
+        matched: dict[str, Any] = {}
+        with contextlib.suppress(FileNotFoundError):  # so says gcsfs of a bucket that is not there
+            matched = cast(dict[str, Any], ask(listing, lambda: fs.glob(path, detail=True)))
         files = [name for name, facts in matched.items() if facts["type"] == "file"]
         if not is_hidden(os.path.basename(path)):
             files = [name for name in files if not is_hidden(os.path.basename(name))]

@@ -119,7 +119,7 @@ def test_a_store_that_does_not_answer_is_not_taken_for_empty(base, monkeypatch):
         raise PermissionError("no credentials")
 
     monkeypatch.setattr(type(fsspec.core.url_to_fs(base)[0]), "info", broken)
-    with pytest.raises(PermissionError):
+    with pytest.raises(InputError, match="PermissionError: no credentials"):
         storage.exists(storage.join(base, "a"))
     with pytest.raises(InputError, match="PermissionError: no credentials"):
         storage.expand(base)

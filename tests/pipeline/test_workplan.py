@@ -13,6 +13,7 @@ import pytest
 from pipeline import storage, workplan
 from pipeline.errors import InputError, JobError, OutputError, PlanMismatch
 from pipeline.sources import open_source, read_rows
+from pipeline.storage.drivers import resolve
 from pipeline.workplan import PlanFacts, commit_plan, make_plan, plan_job, read_plan, work_items
 from schemas.manifest import PLAN_NAME, decode_fields
 
@@ -222,7 +223,7 @@ def test_an_output_with_other_files_is_refused_and_left_alone(tmp_path, out):
 
 def test_an_output_whose_plan_was_deleted_is_refused(tmp_path, out):
     run_example(out, plan_example(tmp_path, out)).finalise()
-    storage._resolve(out)[0].rm(storage._resolve(storage.join(out, PLAN_NAME))[1])
+    resolve(out)[0].rm(resolve(storage.join(out, PLAN_NAME))[1])
     with pytest.raises(OutputError, match=r"part-00000-of-00003\.parquet.* but no _plan\.json"):
         plan_example(tmp_path, out)
 

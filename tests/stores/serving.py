@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import os
 import signal
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.stores import faults as fault
 from tests.stores.faults import Faults
@@ -220,6 +222,28 @@ def served(kind: str, directory: Path, faults: Faults | None = None) -> Iterator
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextlib.contextmanager
+def reached(kind: str, directory: Path, faults: Faults | None = None) -> Iterator[Store]:
+    """The same, and this process is set up to reach it; waiting between tries takes no time to speak of."""
+    from pipeline.storage import drivers, retrying
+
+    async def soon(seconds: float, result: Any = None) -> Any:
+        return await real_sleep(min(seconds, 0.01), result)
+
+    real_sleep = asyncio.sleep
+    with (
+        served(kind, directory, faults) as (store, variables),
+        mock.patch.dict(os.environ, variables),
+        mock.patch.object(asyncio, "sleep", soon),
+        mock.patch.object(retrying, "FIRST_SECONDS", 0.01),
+    ):
+        drivers.forget_stores()
+        try:
+            yield store
+        finally:
+            drivers.forget_stores()
 
 
 class Process:
