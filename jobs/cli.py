@@ -47,10 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _set_up_logging(verbose: bool) -> None:
     """Quiet: our own warnings. Others raise their errors besides logging them. Verbose: what everybody has to say."""
-    logging.basicConfig(format="%(asctime)s %(levelname).1s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig()
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_WithoutSecrets("%(asctime)s %(levelname).1s %(name)s: %(message)s", "%H:%M:%S"))
     logging.getLogger().setLevel(logging.INFO if verbose else logging.CRITICAL)
     for room in ("engine", "pipeline", "jobs"):
         logging.getLogger(room).setLevel(logging.INFO if verbose else logging.WARNING)
+
+
+class _WithoutSecrets(logging.Formatter):
+    """What drivers of object stores log, and tracebacks through them, may hold tokens and signed URLs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from pipeline.urls import without_secrets
+
+        return without_secrets(super().format(record))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,13 +13,25 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
 from jobs.section import Section
+from pipeline.errors import InputError
+from pipeline.urls import refuse_secrets
 
 LARGEST_SEED = (1 << 63) - 1
 
+
+def _without_secrets(location: str) -> str:
+    try:
+        refuse_secrets(location)
+    except InputError as error:
+        raise PydanticCustomError("secret_in_url", "{problem}", {"problem": str(error)}) from None
+    return location
+
+
+Location = Annotated[str, Field(min_length=1), AfterValidator(_without_secrets)]
 Template = Annotated[str, Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Mesh = Annotated[
@@ -28,7 +40,7 @@ Mesh = Annotated[
 
 
 class Model(Section):
-    checkpoint: Annotated[str, Field(min_length=1, examples=["./checkpoint", "gs://bucket/llama-3.2-1b"])]
+    checkpoint: Annotated[Location, Field(examples=["./checkpoint", "gs://bucket/llama-3.2-1b"])]
     """Directory of a Hugging Face checkpoint (config.json, *.safetensors, tokenizer files): a local path or a
     URL that fsspec reads, such as gs:// or s3://."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -43,7 +55,7 @@ class Model(Section):
 class Input(Section):
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["path"]}, {"required": ["tfds"]}]})
 
-    path: Annotated[str | None, Field(min_length=1, examples=["data/*.jsonl"])] = None
+    path: Annotated[Location | None, Field(examples=["data/*.jsonl"])] = None
     """A file, a directory or a glob; a local path or a URL that fsspec reads."""
     format: Literal["jsonl", "csv", "text", "parquet"] | None = None
     """How the files are written; by default their extension says. `text` is one row per line, in the column
@@ -56,7 +68,7 @@ class Input(Section):
     TensorFlow is not needed."""
     split: Annotated[str | None, Field(min_length=1, examples=["train", "train[:10%]", "train+test"])] = None
     """Which split of the TensorFlow dataset, in its slicing syntax."""
-    data_dir: Annotated[str | None, Field(min_length=1)] = None
+    data_dir: Location | None = None
     """Where the TensorFlow dataset was prepared; by default ~/tensorflow_datasets."""
 
     def _contradictions(self) -> Iterator[tuple[str, str]]:
@@ -175,7 +187,7 @@ class Score(Section):
 
 
 class Output(Section):
-    path: Annotated[str, Field(min_length=1, examples=["./out", "gs://bucket/run-1"])]
+    path: Annotated[Location, Field(examples=["./out", "gs://bucket/run-1"])]
     """Directory to write to, local or a URL. It holds one job: another job on the same path is refused."""
     keep_columns: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Input columns carried to the output."""

@@ -6,14 +6,14 @@
     retrying     asking again: the one place that repeats what failed in passing
     refusals     what the errors of a store mean, and how to mend them
     drivers      the filesystem behind a URL
-    urls         what may stand in a URL, and what of it may be shown
 
-Local files go by plain absolute paths, all others by URL (gs://, s3://, memory://).
+What may stand in a URL, and what of it may be shown, is in `pipeline.urls`. Local files go by plain absolute
+paths, all others by URL (gs://, s3://, memory://).
 """
 
 from pipeline.storage.publishing import check_writable, publish_if_absent, publish_over, remove_abandoned, scratch
 from pipeline.storage.reading import FileFacts, exists, expand, list_names, open_input, read_bytes, stat
-from pipeline.storage.urls import join, redacted, refuse_secrets
+from pipeline.urls import join, redacted, refuse_secrets
 
 __all__ = [
     "FileFacts",

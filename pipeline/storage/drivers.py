@@ -18,7 +18,7 @@ import fsspec.core
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import InputError, OutputError
-from pipeline.storage.urls import refuse_secrets
+from pipeline.urls import refuse_secrets
 
 CONNECT_SECONDS = 10
 SILENCE_SECONDS = 60
@@ -89,9 +89,8 @@ def _open_gcs() -> fsspec.AbstractFileSystem:
     from gcsfs.core import GCSFileSystem
 
     timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
-    is_emulator = "STORAGE_EMULATOR_HOST" in os.environ
     return GCSFileSystem(
-        **({"token": "anon"} if is_emulator else {}),
+        token="anon" if "STORAGE_EMULATOR_HOST" in os.environ else None,
         requests_timeout=timeout,  # pyright: ignore[reportArgumentType]
         use_listings_cache=False,
         skip_instance_cache=True,

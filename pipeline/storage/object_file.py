@@ -9,9 +9,10 @@ What is read in one go is fetched in ever longer ranges, what is read here and t
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 
@@ -38,9 +39,7 @@ def _pinned(fs: fsspec.AbstractFileSystem, path: str) -> tuple[int, Fetch]:
     if "gs" in fs.protocol:
         info = fs.info(path)
         _refuse_directory(info, path)
-        return int(info["size"]), lambda start, stop: fs.cat_file(
-            path, start=start, end=stop, generation=info["generation"]
-        )
+        return int(info["size"]), functools.partial(_generation, fs, path, info["generation"])
     file: Any = fs.open(path, "rb", cache_type="none")  # by itself it asks for the etag that it found
     _refuse_directory(file.details, path)
 
@@ -49,6 +48,10 @@ def _pinned(fs: fsspec.AbstractFileSystem, path: str) -> tuple[int, Fetch]:
         return file.read(stop - start)
 
     return int(file.details["size"]), fetch
+
+
+def _generation(fs: fsspec.AbstractFileSystem, path: str, generation: str, start: int, stop: int) -> bytes:
+    return cast(bytes, fs.cat_file(path, start=start, end=stop, generation=generation))
 
 
 def _refuse_directory(info: dict[str, Any], path: str) -> None:
@@ -93,7 +96,7 @@ class ObjectFile(io.BufferedIOBase):
         if stop <= self._at:
             return b""
         begin = self._at - self._held_from
-        if 0 <= begin and stop <= self._held_from + len(self._held):
+        if begin >= 0 and stop <= self._held_from + len(self._held):
             data = self._held[begin : begin + stop - self._at]
         else:
             data = self._read_on(stop)

@@ -19,6 +19,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
@@ -30,7 +31,7 @@ from pipeline.storage.object_file import open_object
 from pipeline.storage.reading import read_bytes
 from pipeline.storage.refusals import Doing, ShortAnswer, is_no_bucket, is_passing, refusal
 from pipeline.storage.retrying import TRIES, ask, given_up, pause
-from pipeline.storage.urls import join
+from pipeline.urls import join
 
 _MEMORY_LOCK = threading.Lock()  # memory:// checks and creates in two steps
 _COMPARED_BYTES = 2**20
@@ -165,7 +166,7 @@ def _put(fs: fsspec.AbstractFileSystem, path: str, data: bytes | Path, mode: str
     if isinstance(fs, MemoryFileSystem):
         fs.pipe_file(path, data if isinstance(data, bytes) else data.read_bytes(), mode=mode)
         return
-    confirmed = {"consistency": "size"} if "gs" in fs.protocol else {}
+    confirmed: dict[str, Any] = {"consistency": "size"} if "gs" in fs.protocol else {}
     try:
         if isinstance(data, bytes):
             fs.pipe_file(path, data, mode=mode, **confirmed)

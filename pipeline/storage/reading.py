@@ -16,7 +16,7 @@ from pipeline.storage.drivers import is_local, kind, resolve, url_of
 from pipeline.storage.object_file import open_object
 from pipeline.storage.refusals import Doing
 from pipeline.storage.retrying import ask
-from pipeline.storage.urls import is_hidden
+from pipeline.urls import is_hidden
 
 _CONTENT_IDENTITIES = ("md5Hash", "ETag", "etag", "generation")  # in an object's listing, most lasting first
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import InputError, OutputError, PenstockError
 from pipeline.storage.drivers import kind
-from pipeline.storage.urls import redacted
+from pipeline.urls import redacted
 
 
 class ShortAnswer(Exception):

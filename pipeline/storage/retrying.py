@@ -19,7 +19,7 @@ from typing import TypeVar
 from pipeline import activity
 from pipeline.errors import PenstockError
 from pipeline.storage.refusals import Doing, is_no_bucket, is_passing, refusal
-from pipeline.storage.urls import redacted
+from pipeline.urls import redacted
 
 TRIES = 6
 FIRST_SECONDS = 1.0
@@ -67,8 +67,8 @@ def pause(attempt: int, error: BaseException, doing: Doing) -> None:
 def given_up(error: BaseException, doing: Doing) -> PenstockError:
     said = redacted(str(error)) or "no answer"
     return doing.error(
-        f"cannot {doing.what} {redacted(doing.url)}: still {type(error).__name__} after {TRIES} tries: {said}; when the "
-        "store answers again, the same command goes on where it stopped"
+        f"cannot {doing.what} {redacted(doing.url)}: still {type(error).__name__} after {TRIES} tries: {said}; when "
+        "the store answers again, the same command goes on where it stopped"
     )
 
 

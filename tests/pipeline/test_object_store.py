@@ -306,7 +306,9 @@ def test_a_refusal_is_said_at_once_with_the_permission_that_is_missing(store, ba
     store.denied = dict.fromkeys(("GET", "HEAD", "POST", "PUT"), status)
     permission = {"gs": r"storage\.objects\.create", "s3": "s3:PutObject"}[store.scheme]
     sign_in = {"gs": "gcloud auth", "s3": "aws configure"}[store.scheme]
-    expected = rf"refuses to create .*/b; whoever runs this needs {permission} \(docs/storage" if status == 403 else sign_in
+    expected = (
+        rf"refuses to create .*/b; whoever runs this needs {permission} \(docs/storage" if status == 403 else sign_in
+    )
     with pytest.raises(OutputError, match=expected):
         storage.publish_if_absent(f"{base}/b", b"")
     for look in (storage.read_bytes, storage.exists, storage.expand, storage.open_input):
@@ -326,7 +328,10 @@ def test_a_bucket_that_does_not_exist_is_named(store):
 def test_a_store_that_stays_away_is_given_up_after_a_bound_and_each_try_is_logged(store, base, caplog):
     storage.publish_if_absent(f"{base}/a", b"data")
     store.faults.rate, store.faults.kinds = 1.0, (fault.ERROR,)
-    with caplog.at_level(logging.WARNING, "pipeline.storage"), pytest.raises(InputError, match=r"after 6 tries.*goes on"):
+    with (
+        caplog.at_level(logging.WARNING, "pipeline.storage"),
+        pytest.raises(InputError, match=r"after 6 tries.*goes on"),
+    ):
         storage.read_bytes(f"{base}/a")
     said = [record.getMessage() for record in caplog.records if record.name == "pipeline.storage.retrying"]
     assert len(said) == retrying.TRIES - 1
@@ -371,4 +376,3 @@ def test_clocks_do_not_matter(tmp_path, store, base, monkeypatch):
     monkeypatch.setattr("tests.stores.objects.time.time_ns", lambda: 1)
     run_example(out, plan).finalise()
     assert Manifest(out, plan).todo() == []
-

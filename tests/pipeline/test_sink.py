@@ -1,7 +1,7 @@
 """One file per shard, whole or not at all, and reported as what is in it, whoever wrote it."""
 
-import itertools
 import dataclasses
+import itertools
 import json
 import random
 import signal

@@ -1,4 +1,4 @@
-"""As much of Google Cloud Storage's JSON API as gcsfs uses, with what it promises: preconditions, generations, sessions.
+"""As much of Google Cloud Storage's JSON API as gcsfs uses, and its promises: preconditions, generations, sessions.
 
 A resumable upload is a session: chunks are answered with 308 and how far they came, the last one with the object, and
 so is every repetition of it. The condition is checked when the object comes to be, not when the session begins.
@@ -46,6 +46,8 @@ class Gcs(Store):
     scheme = "gs"
     keeps_bytes: int | None = None
     """Of the next chunk, so many are kept and the rest must be sent again."""
+    forgets_uploads = False
+    """Sessions are gone as soon as they begin."""
 
     def __init__(self, objects: Objects, faults: Faults) -> None:
         super().__init__(objects, faults)
@@ -127,7 +129,7 @@ class Gcs(Store):
     def _go_on(self, request: Request, upload_id: str) -> Answer:
         with self._lock:
             session = self._sessions.get(upload_id)
-            if session is None:
+            if session is None or self.forgets_uploads:
                 return self.error(404)
             if request.method == "DELETE":
                 del self._sessions[upload_id]
@@ -150,10 +152,9 @@ class Gcs(Store):
             session.data[int(start) :] = kept
         if not is_last or len(session.data) < int(total):
             return Answer(308, b"", {"Range": f"bytes=0-{len(session.data) - 1}"} if session.data else {})
-        answer = self._put(
+        return self._put(
             session.bucket, session.key, bytes(session.data), session.if_absent, session.content_type, session
         )
-        return answer
 
     def _put(
         self, bucket: str, key: str, data: bytes, if_absent: bool, content_type: str, session: Session | None = None
@@ -178,7 +179,9 @@ def _parts(request: Request) -> tuple[dict[str, str], str, bytes]:
 
 
 def _resource(bucket: str, facts: Facts) -> dict[str, str]:
-    written = datetime.datetime.fromtimestamp(facts.generation // 10**9, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    written = datetime.datetime.fromtimestamp(facts.generation // 10**9, datetime.UTC).strftime(
+        "%Y-%m-%dT%H:%M:%S.000Z"
+    )
     return {
         "kind": "storage#object", "bucket": bucket, "name": facts.key, "size": str(facts.size_bytes),
         "generation": str(facts.generation), "metageneration": "1", "md5Hash": facts.md5_base64,

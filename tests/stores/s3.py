@@ -167,7 +167,9 @@ class S3(Store):
             if facts is None:
                 lines.append(f"<CommonPrefixes><Prefix>{quoted(name)}</Prefix></CommonPrefixes>")
                 continue
-            written = datetime.datetime.fromtimestamp(facts.generation / 1e9, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            written = datetime.datetime.fromtimestamp(facts.generation / 1e9, datetime.UTC).strftime(
+                "%Y-%m-%dT%H:%M:%SZ"
+            )
             lines.append(
                 f"<Contents><Key>{quoted(name)}</Key><LastModified>{written}</LastModified>"
                 f"<ETag>{escape(_etag(facts))}</ETag><Size>{facts.size_bytes}</Size></Contents>"
@@ -192,4 +194,6 @@ def _error(status: int, code: str, message: str, condition: str = "") -> Answer:
 
 
 def _xml(text: str, status: int = 200) -> Answer:
-    return Answer(status, f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'.encode(), {"Content-Type": "application/xml"})
+    return Answer(
+        status, f'<?xml version="1.0" encoding="UTF-8"?>\n{text}'.encode(), {"Content-Type": "application/xml"}
+    )

@@ -1,6 +1,6 @@
 """A store behind HTTP: in a thread of the test, or in a process that is killed and started again on the same files.
 
-    python -m tests.stores.serving --kind gcs --directory DIR --port 8123 --rate 0.1 --seed 7
+python -m tests.stores.serving --kind gcs --directory DIR --port 8123 --rate 0.1 --seed 7
 """
 
 from __future__ import annotations

@@ -42,9 +42,14 @@ def refuse_secrets(url: str) -> None:
 
 def redacted(text: str) -> str:
     """`text` on one line, without passwords, tokens, signatures and access keys."""
+    return " ".join(without_secrets(text).split())
+
+
+def without_secrets(text: str) -> str:
+    """The same, its lines kept."""
     for pattern, replacement in _SHOWN_SECRETS:
         text = pattern.sub(replacement, text)
-    return " ".join(text.split())
+    return text
 
 
 def join(base: str, *parts: str) -> str:
