@@ -61,8 +61,12 @@ def with_absolute_paths(job: Job, base: str) -> Job:
         path = os.path.expanduser(path)
         return posixpath.normpath(path) if os.path.isabs(path) else _join(base, path)
 
+    kept = job.engine.compile_cache
     return job.model_copy(
         update={
+            "engine": job.engine.model_copy(
+                update={"compile_cache": kept if kept in ("auto", "off") else absolute(kept)}
+            ),
             "model": job.model.model_copy(update={"checkpoint": absolute(job.model.checkpoint)}),
             "input": job.input.model_copy(
                 update={"path": absolute(job.input.path), "data_dir": absolute(job.input.data_dir)}

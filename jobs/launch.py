@@ -198,6 +198,7 @@ def _compute(
         slots=None if job.engine.slots == "auto" else job.engine.slots,
         prefill_tokens=None if job.engine.prefill_tokens == "auto" else job.engine.prefill_tokens,
         hosts=job.engine.hosts.model_dump() if job.engine.hosts else None,
+        compile_cache=job.engine.compile_cache,
         engine_factory=engine_factory,
     )
     compute(manifest, todo, work, pipeline_options(job.runner, flags), console)

@@ -239,6 +239,10 @@ class EngineOptions(Section):
     prefill_tokens: Literal["auto"] | Count = "auto"
     """How many tokens of prompts go through at the same time, about. More suits gathered weights and takes more memory;
     `penstock plan` says how many. Results do not depend on it."""
+    compile_cache: Annotated[Location, Field(examples=["auto", "off", "gs://bucket/programs"])] = "auto"
+    """Where compiled programs are kept, so that the next run need not compile them: a directory, or a URL that all
+    workers share. `auto` is the user's cache directory (or JAX_COMPILATION_CACHE_DIR), `off` is nowhere. They are
+    machine code: only those may write there who may run code on the workers. Results do not depend on it."""
     hosts: Hosts | None = None
     """For a model larger than the chips of one host: which processes hold it together. See docs/multi-host.md."""
 
@@ -334,7 +338,8 @@ class Job(Section):
 
     def settings(self) -> dict[str, JsonValue]:
         """All that bears on a row's result, defaults written out. Paths are not in it: fingerprints and input lists
-        stand for them. Neither are slots, prefill_tokens, hosts, limits and runner, which change how fast and not what.
+        stand for them. Neither are slots, prefill_tokens, compile_cache, hosts, limits and runner, which change how
+        fast and not what.
         """
         prompt = self.prompt.model_dump(mode="json", exclude_none=True) if self.prompt else None
         chosen: dict[str, JsonValue] = {}  # what plans did not know at first is in them only where it is asked for

@@ -22,6 +22,7 @@ from schemas.manifest import Plan, ShardEntry
 from .activity import Cancelled, cancel, live, reset
 from .generation import Generate
 from .manifest import committed
+from .programs import AUTO, OFF, Programs, default_place
 from .records import record_hash
 from .scoring import Score
 from .shard import Shard
@@ -50,6 +51,8 @@ class ShardJob:
     prefill_tokens: int | None = None
     hosts: Mapping[str, Any] | None = None
     """`count` and `coordinator` of the processes that hold the model together, where it takes several."""
+    compile_cache: str = OFF
+    """Where compiled programs are kept: a directory or URL, `auto` (the user's cache) or `off`."""
     engine_factory: str | None = None
     """`module:callable` that is called as `Engine.load` is, and gives another engine: for tests and benchmarks."""
 
@@ -127,6 +130,8 @@ class RunShard(beam.DoFn):
         try:
             if committed(self._job.output, self._job.plan, item.shard) is None:
                 run_shard(item, self._job, self._worker.engine, self._worker.tokenizer)
+                if self._worker.programs:
+                    self._worker.programs.share()
         except (EngineClosed, OutOfMemory):
             _give_up(self._worker)
             raise
@@ -138,9 +143,24 @@ class _Worker:
 
     def __init__(self, job: ShardJob) -> None:
         self.tokenizer = Tokenizer.load(job.checkpoint)
+        self.programs = _kept_programs(job)
         self.engine = _load_engine(job)
         self.is_lost = False
         weakref.finalize(self, self.engine.close)
+
+
+def _kept_programs(job: ShardJob) -> Programs | None:
+    """The compiled programs of earlier runs, handed to jax before it compiles."""
+    if job.compile_cache == OFF or job.engine_factory is not None:
+        return None
+    from engine.compilation import kept_programs
+
+    if job.compile_cache == AUTO and kept_programs.is_kept_already():
+        return None
+    place = default_place() if job.compile_cache == AUTO else job.compile_cache
+    programs = Programs(place, kept_programs.machine(), kept_programs.is_whole)
+    kept_programs.keep_programs_in(programs.directory)
+    return programs
 
 
 def _load_engine(job: ShardJob) -> Any:

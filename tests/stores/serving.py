@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -253,7 +254,8 @@ class Process:
         Objects(directory).make_bucket(BUCKET)
         self.port = port or _free_port()
         self._arguments = ["--kind", kind, "--directory", str(directory), "--port", str(self.port)]
-        self._arguments += ["--rate", str(rate), "--seed", str(seed)]
+        self._counts = directory / ".counts.json"
+        self._arguments += ["--rate", str(rate), "--seed", str(seed), "--counts", str(self._counts)]
         self.environment = environment(kind, self.port)
         self.start()
 
@@ -270,6 +272,10 @@ class Process:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
+    def counts(self) -> dict[str, int]:
+        """How often each kind of fault happened, and `requests` in all, as of the last start."""
+        return json.loads(self._counts.read_text())
+
 
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -283,12 +289,15 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--rate", type=float, default=0.0, help="share of requests that go wrong")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--counts", type=Path, help="where to write, again and again, what went wrong how often")
     options = parser.parse_args()
     store = store_class(options.kind)(Objects(options.directory), Faults(options.rate, options.seed))
     serve(store, options.port)
     parent = os.getppid()
     while os.getppid() == parent:  # ends with whoever started it
         time.sleep(0.2)
+        if options.counts:
+            options.counts.write_text(json.dumps(store.faults.seen))
 
 
 if __name__ == "__main__":
