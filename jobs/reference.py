@@ -65,8 +65,8 @@ Editors complete and check a job file that names the schema in its first line, a
   `--set 'output.keep_columns=[a, b]'`.
 - A key that is not listed here is an error, and so is a key given twice.
 - YAML is read by version 1.2's rules: `no`, `on` and `2026-01-31` are text; `true` and `null` are not.
-- `slots`, `prefill_tokens`, `hosts`, `limits` and `runner` may change between runs on one output. What bears on the
-  results may not.
+- `slots`, `prefill_tokens`, `compile_cache`, `hosts`, `limits` and `runner` may change between runs on one output. What
+  bears on the results may not.
 
 {sections}
 ## Not supported

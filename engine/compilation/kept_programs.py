@@ -25,6 +25,8 @@ def keep_programs_in(directory: Path) -> None:
 
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # XLA would keep its autotuning there too, and then the directory's name is part of every program's.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     compilation_cache.reset_cache()  # it may be open elsewhere
 
 

@@ -78,6 +78,27 @@ def test_killed_at_any_moment_and_run_again(tmp_path, job, undisturbed, seconds,
     assert finished(tmp_path) == undisturbed
 
 
+def parts(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in output.glob("part-*")}
+
+
+def test_a_disk_that_is_full_fails_the_run_and_the_next_one_finishes(tmp_path, job, undisturbed) -> None:
+    """Wherever it is that it was full: in a result file, in an entry, in the plan."""
+    fake_job.run(output=tmp_path / "whole", **job)
+    whole = parts(tmp_path / "whole")
+    sizes = [len(data) for data in whole.values()]
+    for file_bytes in (max(sizes) - 1, min(sizes) // 2, 100):
+        output = tmp_path / str(file_bytes)
+        run = processes.start(file_bytes=file_bytes, **slow(job, output))
+        run.join()
+        assert run.exitcode == 1
+        assert parts(output).items() <= whole.items()
+        assert not (output / SUCCESS_NAME).exists()
+        fake_job.run(output=output, **job)
+        assert parts(output) == whole
+        assert finished(output) == undisturbed
+
+
 def test_two_runs_at_once(tmp_path, job, undisturbed) -> None:
     runs = [processes.start(**slow(job, tmp_path)) for _ in range(2)]
     for run in runs:

@@ -1,5 +1,6 @@
 """Files that appear whole, once, whoever is killed or races; and inputs found wherever they lie."""
 
+import errno
 import os
 import random
 import signal
@@ -339,3 +340,20 @@ def test_a_missing_file_is_what_the_engine_expects_of_one(tmp_path, base):
     with pytest.raises(FileNotFoundError, match="there is no file") as caught:
         storage.open_input(storage.join(base.format(tmp=tmp_path), "generation_config.json"))
     assert isinstance(caught.value, InputError)
+
+
+def test_a_full_disk_is_said_with_a_way_out(tmp_path, monkeypatch):
+    def full(*names):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(os, "replace", full)
+    url = str(tmp_path / "part")
+    for publish in (storage.publish_if_absent, storage.publish_over):
+        with pytest.raises(OutputError, match=rf"cannot \w+ {url}: .*No space left on device; make room, and the same"):
+            publish(url, b"data")
+    with pytest.raises(OutputError, match=r"cannot build .*No space left on device; make room"), storage.scratch(url):
+        full()
+    with pytest.raises(OutputError, match=r"in .* \(TMPDIR\): .*No space left"), storage.scratch("memory://a/part"):
+        full()
+    assert os.listdir(tmp_path) == []
