@@ -13,9 +13,9 @@ from pipeline.errors import InputError
 
 _USER_INFO = re.compile(r"://[^/\s@]*@")
 _SECRET_NAME = (
-    r"[\w.-]*(?:signature|credential|security-token|access[_-]?key|secret|passw|api[_-]?key|token|upload_id)[\w.-]*"
+    r"(?:signature|credential|security-token|access[_-]?key|secret|passw|api[_-]?key|token|upload_id)[\w.-]{0,40}"
 )
-_SECRET_PARAMETER = re.compile(rf"([?&#;](?:{_SECRET_NAME}|sig|key|pwd))=[^&#;\s'\"]*", re.IGNORECASE)
+_SECRET_PARAMETER = re.compile(rf"([?&#;](?:[\w.-]{{0,40}}{_SECRET_NAME}|sig|key|pwd))=[^&#;\s'\"]*", re.IGNORECASE)
 _SHOWN_SECRETS = (
     (_USER_INFO, "://***@"),
     (_SECRET_PARAMETER, r"\1=***"),

@@ -29,7 +29,7 @@ from pipeline.errors import OutputError, PenstockError
 from pipeline.storage.drivers import is_local, resolve, resolve_output
 from pipeline.storage.object_file import open_object
 from pipeline.storage.reading import read_bytes
-from pipeline.storage.refusals import Doing, ShortAnswer, is_no_bucket, is_passing, refusal
+from pipeline.storage.refusals import Doing, ShortAnswer, is_no_bucket, is_passing, refusal, status_of
 from pipeline.storage.retrying import TRIES, ask, given_up, pause
 from pipeline.urls import join
 
@@ -127,7 +127,7 @@ def _create(fs: fsspec.AbstractFileSystem, url: str, path: str, data: bytes | Pa
             _put(fs, path, data, mode="create")
             return True
         except Exception as error:
-            may_be_there = is_passing(error) or isinstance(error, FileExistsError)
+            may_be_there = is_passing(error) or isinstance(error, FileExistsError) or status_of(error) == 412
             if is_no_bucket(error, doing) or not may_be_there:
                 raise refusal(error, doing) from None
             try:

@@ -112,12 +112,12 @@ def refusal(error: BaseException, doing: Doing) -> PenstockError:
 def status_of(error: BaseException) -> int | None:
     """The HTTP status behind an error, where it is known."""
     for one in _causes(error):
-        response = getattr(one, "response", None)
+        response = getattr(one, "response", None)  # of botocore
         if isinstance(response, dict):
             return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        code = getattr(one, "code", None) or getattr(one, "status", None)
-        if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()):
-            return int(code)
+    code = getattr(error, "code", None)  # of gcsfs; what lies below may be called 400 for a body that was cut
+    if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()):
+        return int(code)
     if isinstance(error, OSError) and str(error).startswith("Forbidden"):  # as gcsfs says it
         return 403
     return 403 if type(error) is PermissionError else None
