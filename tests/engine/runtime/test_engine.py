@@ -342,14 +342,14 @@ def test_a_broken_device_program_fails_everything_with_its_reason(monkeypatch: p
     run(engine, [GenerateRequest((5, 6), Sampling(max_tokens=2))])
 
     def broken(*_: object) -> None:
-        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        raise RuntimeError("INTERNAL: the chip is gone")
 
     monkeypatch.setattr(engine._programs, "decode", broken)
     futures = [engine.submit(GenerateRequest(prompt)) for prompt in PROMPTS[:3]]
     for future in futures:
-        with pytest.raises(Exception, match=r"lower engine\.slots"):
+        with pytest.raises(Exception, match="the chip is gone"):
             future.result(timeout=60)
-    with pytest.raises(Exception, match=r"lower engine\.slots"):
+    with pytest.raises(Exception, match="the chip is gone"):
         engine.submit(GenerateRequest((1,)))
 
 
