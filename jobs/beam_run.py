@@ -1,6 +1,6 @@
-"""One run of the Beam pipeline, watched: progress on the screen, Ctrl-C understood, errors without Beam's wrapping.
+"""One run of the Beam pipeline, watched: progress on the screen, Ctrl-C and SIGTERM understood, errors without Beam's wrapping.
 
-Beam runs in a thread of its own, so that Ctrl-C reaches the main thread whatever the runner does.
+Beam runs in a thread of its own, so that signals reach the main thread whatever the runner does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 10.0
-"""How long Ctrl-C waits for open shards to let go; a second Ctrl-C does not wait."""
+"""How long Ctrl-C and SIGTERM wait for open shards to let go; a second one does not wait."""
 
 _OURS = re.compile(r"(?:pipeline|engine)\.[\w.]+: (.+)")  # the last line of a traceback of ours
 _WHILE_RUNNING = re.compile(r" \[while running '.*'\]")
@@ -50,6 +50,7 @@ def compute(
 ) -> None:
     """Runs the shards in `todo`; returns when the job is declared finished."""
     activity.reset()
+    activity.start_driving()
     try:
         pipeline = beam.Pipeline(options=options)
     except (ValueError, ImportError, AttributeError) as error:
@@ -73,7 +74,7 @@ def _run_in_thread(pipeline: beam.Pipeline) -> None:
     try:
         finished.result()
     except KeyboardInterrupt:
-        logger.warning("stopping; a second Ctrl-C does not wait for open shards")
+        logger.warning("stopping; a second Ctrl-C, or signal, does not wait for open shards")
         activity.cancel()
         wait([finished], timeout=STOP_SECONDS)
         raise

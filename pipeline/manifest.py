@@ -34,7 +34,7 @@ from schemas.manifest import (
     part_name,
 )
 
-from . import storage
+from . import leases, storage
 from .errors import OutputError
 from .records import json_line
 from .sources.base import WorkItem
@@ -93,6 +93,7 @@ class Manifest:
         summary = summarise(self.plan, entries)
         if summary.ok + summary.failed != self.plan.rows_total:
             raise OutputError(f"{summary.ok + summary.failed} of {self.plan.rows_total} records are there")
+        leases.clear(self.output)
         storage.publish_over(storage.join(self.output, SUMMARY_NAME), summary.to_json())
         storage.publish_if_absent(storage.join(self.output, SUCCESS_NAME), b"")
         return summary

@@ -72,6 +72,7 @@ def run(
     engine: str = "tests.fake_engine:instant",
     slots: int | None = None,
     flags: Sequence[str] = (),
+    **work: Any,
 ) -> None:
     """Plan, run what is missing, finish."""
     import apache_beam as beam
@@ -81,7 +82,7 @@ def run(
     from pipeline.inference import ShardJob
 
     plan = make_plan(source, output, asked)
-    job = ShardJob.of(str(output), plan, str(checkpoint), slots=slots, engine_factory=engine)
+    job = ShardJob.of(str(output), plan, str(checkpoint), slots=slots, engine_factory=engine, **work)
     with beam.Pipeline(options=PipelineOptions(list(flags or FN_API))) as pipeline:
         build(pipeline, Manifest(str(output), plan).todo(), job)
 
