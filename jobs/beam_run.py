@@ -1,4 +1,4 @@
-"""One run of the Beam pipeline, watched: progress on the screen, Ctrl-C and SIGTERM understood, errors without Beam's wrapping.
+"""One run of the Beam pipeline, watched: progress on the screen, signals understood, errors without Beam's wrapping.
 
 Beam runs in a thread of its own, so that signals reach the main thread whatever the runner does.
 """
@@ -19,7 +19,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from engine.errors import EngineError
 from jobs.progress import Counts, Progress
 from pipeline import activity
-from pipeline.errors import JobError, PenstockError
+from pipeline.errors import JobError, PenstockError, RunFailed
 from pipeline.graph import build
 from pipeline.inference import ShardJob
 from pipeline.manifest import Manifest
@@ -35,10 +35,6 @@ STOP_SECONDS = 10.0
 
 _OURS = re.compile(r"(?:pipeline|engine)\.[\w.]+: (.+)")  # the last line of a traceback of ours
 _WHILE_RUNNING = re.compile(r" \[while running '.*'\]")
-
-
-class RunFailed(PenstockError):
-    """A shard failed for a reason that is no row's fault, more often than the runner repeats it."""
 
 
 def compute(

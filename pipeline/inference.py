@@ -13,6 +13,7 @@ import functools
 import logging
 import pkgutil
 import threading
+import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -20,12 +21,14 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.pvalue import TaggedOutput
 from apache_beam.utils.shared import Shared
 
 from schemas.manifest import Plan, ShardEntry
 
 from . import activity
 from .activity import Cancelled, cancel, live, reset
+from .counters import EngineReport, count_computed, count_found_done, count_left_to_another_run
 from .generation import Generate
 from .leases import LEASE_SECONDS, Leases
 from .manifest import committed
@@ -150,7 +153,7 @@ class RunShard(beam.DoFn):
         self._worker = _shared_worker(self._job)
         self._leases = _shared_leases(self._job)
 
-    def process(self, item: WorkItem) -> Iterator[int | beam.pvalue.TaggedOutput]:
+    def process(self, item: WorkItem) -> Iterator[int | TaggedOutput]:
         from engine.errors import DeviceHung, EngineClosed, OutOfMemory
 
         try:
@@ -160,7 +163,9 @@ class RunShard(beam.DoFn):
             if isinstance(error, DeviceHung) and not activity.driver_is_here():
                 _end_process(error)
             raise
-        yield item.shard if is_there else beam.pvalue.TaggedOutput(self.HELD, item)
+        if not is_there:
+            count_left_to_another_run()
+        yield item.shard if is_there else TaggedOutput(self.HELD, item)
 
     def _is_there(self, item: WorkItem) -> bool:
         """Whether the result file is there now; False if another run is at it, and may go on."""
@@ -169,7 +174,7 @@ class RunShard(beam.DoFn):
             with self._leases.taken(item.shard) as is_ours:
                 if is_ours:
                     if committed(self._job.output, self._job.plan, item.shard) is None:  # not a moment ago either
-                        run_shard(item, self._job, self._worker.engine, self._worker.tokenizer)
+                        self._compute(item)
                     return True
             if not self._is_last:
                 return False
@@ -178,7 +183,13 @@ class RunShard(beam.DoFn):
                 logger.warning("waiting for shard %d, which is being computed by %s", item.shard, holder)
             activity.pause(pause_seconds)
             pause_seconds = min(2 * pause_seconds, self._job.lease_seconds / 6)
+        count_found_done()
         return True
+
+    def _compute(self, item: WorkItem) -> None:
+        worker, started = self._worker, time.monotonic()
+        entry = run_shard(item, self._job, worker.engine, worker.tokenizer)
+        count_computed(entry, time.monotonic() - started, worker.report.since_last(worker.engine.counters))
 
 
 class _Worker:
@@ -188,6 +199,7 @@ class _Worker:
         self.tokenizer = Tokenizer.load(job.checkpoint)
         self.programs = _kept_programs(job)
         self.engine = _load_engine(job)
+        self.report = EngineReport()
         self.is_lost = False
         weakref.finalize(self, self.engine.close)
 

@@ -1,8 +1,9 @@
 """Leases keep two runs at the same time from computing the same shard.
 
-A lease is a file that a worker creates, if it is absent, before it computes a shard, rewrites while it does, and removes
-when it is done. Another run leaves that shard for later. If the holder dies, the file stays and no longer changes: who
-has seen it unchanged for `LEASE_SECONDS`, by its own clock alone, takes it over. So clocks may differ by hours.
+A lease is a file that a worker creates, if it is absent, before it computes a shard, rewrites while it does, and
+removes when it is done. Another run leaves that shard for later. If the holder dies, the file stays and no longer
+changes: who has seen it unchanged for `LEASE_SECONDS`, by its own clock alone, takes it over. So clocks may differ by
+hours.
 
 Nothing that is committed rests on a lease: results are published if absent, whoever computed them. At worst, as when
 two take over at the same moment, a shard is computed twice and one result is dropped. A lease of a process of this very

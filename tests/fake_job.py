@@ -73,8 +73,8 @@ def run(
     slots: int | None = None,
     flags: Sequence[str] = (),
     **work: Any,
-) -> None:
-    """Plan, run what is missing, finish."""
+) -> Any:
+    """Plan, run what is missing, finish; Beam's result."""
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -85,6 +85,7 @@ def run(
     job = ShardJob.of(str(output), plan, str(checkpoint), slots=slots, engine_factory=engine, **work)
     with beam.Pipeline(options=PipelineOptions(list(flags or FN_API))) as pipeline:
         build(pipeline, Manifest(str(output), plan).todo(), job)
+    return pipeline.result
 
 
 FN_API = ("--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",)

@@ -31,12 +31,12 @@ def output(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The observer's own clock. What renews sleeps."""
     now = [1000.0]
     monkeypatch.setattr(leases.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(leases.threading.Thread, "start", lambda thread: None)
-    yield now
+    return now
 
 
 @pytest.fixture
