@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 
-from apache_beam.metrics import Metrics
+from apache_beam.metrics.metric import Metrics
 
 from schemas.manifest import ShardEntry
 

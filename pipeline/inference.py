@@ -40,6 +40,7 @@ from .sink import write_shard
 from .sources.base import WorkItem
 from .storage import open_input
 from .tokenizer import Tokenizer
+from .worker_facts import WorkerRecord, refuse_other_dtype
 from .workplan import PlanFacts
 
 __all__ = ["Cancelled", "RunShard", "ShardJob", "cancel", "live", "reset", "run_shard"]
@@ -96,7 +97,7 @@ class ShardJob:
 def run_shard(item: WorkItem, job: ShardJob, engine: Any, tokenizer: Tokenizer) -> ShardEntry:
     """Compute and publish the results of `item`; the entry of the file that is there in the end, ours or an earlier.
 
-    `engine` is an `engine.Engine`, or anything with its `submit`, `options` and `counters`.
+    `engine` is an `engine.Engine`, or anything with its `submit`, `options`, `counters` and `facts`.
     """
     from engine.errors import RequestError
 
@@ -151,7 +152,9 @@ class RunShard(beam.DoFn):
 
     def setup(self) -> None:
         self._worker = _shared_worker(self._job)
-        self._leases = _shared_leases(self._job)
+        self._leases, self._record = _of_this_run(self._job.output, self._job.run, self._job.lease_seconds)
+        if self._job.settings["dtype"] == "auto":
+            refuse_other_dtype(self._job.output, self._worker.engine.facts)
 
     def process(self, item: WorkItem) -> Iterator[int | TaggedOutput]:
         from engine.errors import DeviceHung, EngineClosed, OutOfMemory
@@ -189,7 +192,9 @@ class RunShard(beam.DoFn):
     def _compute(self, item: WorkItem) -> None:
         worker, started = self._worker, time.monotonic()
         entry = run_shard(item, self._job, worker.engine, worker.tokenizer)
-        count_computed(entry, time.monotonic() - started, worker.report.since_last(worker.engine.counters))
+        counters = worker.engine.counters
+        count_computed(entry, time.monotonic() - started, worker.report.since_last(counters))
+        self._record.write(worker.engine.facts, counters)
 
 
 class _Worker:
@@ -270,14 +275,14 @@ def _shared_worker(job: ShardJob) -> _Worker:
 
 
 @functools.lru_cache(maxsize=8)
-def _leases(output: str, run: str, seconds: float) -> Leases:
-    return Leases(output, run, seconds)
+def _made_for_run(output: str, run: str, lease_seconds: float) -> tuple[Leases, WorkerRecord]:
+    return Leases(output, run, lease_seconds), WorkerRecord(output, run)
 
 
-def _shared_leases(job: ShardJob) -> Leases:
-    """One for all threads of this process."""
+def _of_this_run(output: str, run: str, lease_seconds: float) -> tuple[Leases, WorkerRecord]:
+    """The same for all threads of this process."""
     with _loss:
-        return _leases(job.output, job.run, job.lease_seconds)
+        return _made_for_run(output, run, lease_seconds)
 
 
 def _end_process(hung: Exception) -> None:

@@ -18,7 +18,6 @@ import datetime
 import functools
 import logging
 import os
-import socket
 import threading
 import time
 import uuid
@@ -30,6 +29,7 @@ from schemas.lease import LEASES_NAME, Lease, lease_name
 
 from . import storage
 from .errors import PenstockError
+from .worker_facts import worker_name
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Leases:
         lease = Lease(
             shard=shard,
             run=self._run,
-            worker=f"{socket.gethostname()}:{os.getpid()}",
+            worker=worker_name(),
             process=_process(os.getpid()),
             nonce=uuid.uuid4().hex,
             renewals=0,

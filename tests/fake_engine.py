@@ -77,6 +77,13 @@ class FakeEngine:
     def counters(self) -> dict[str, int]:
         return dict(self._counters)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            "platform": "none", "device_kind": "fake", "devices": 0, "memory_bytes": None, "peak_memory_bytes": None,
+            "dtype": "float32", "slots": self.options.slots, "prefill_tokens": 256, "load_seconds": 0.0,
+        }  # fmt: skip
+
     def close(self) -> None:
         self.is_closed = True
         if self._thread.is_alive():

@@ -78,7 +78,7 @@ def find_devices() -> Devices:
         devices = jax.devices()
     except RuntimeError as error:
         raise WrongDevice(_refused(" ".join(str(error).split()))) from error
-    found = Devices(devices[0].platform, devices[0].device_kind, len(devices), _memory_bytes(devices[0]))
+    found = Devices(devices[0].platform, devices[0].device_kind, len(devices), memory_stat(devices[0], "bytes_limit"))
     if found.platform == "cpu" and "cpu" not in os.environ.get("JAX_PLATFORMS", "").split(","):
         _refuse_fallback(found)
     return found
@@ -146,5 +146,6 @@ def _missing(platform: str) -> str:
     return f"{library} is not installed in the worker's environment: {install}. "
 
 
-def _memory_bytes(device: Any) -> int | None:
-    return (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+def memory_stat(device: Any, name: str) -> int | None:
+    """A figure of the device's allocator, such as "bytes_limit"; None where there is no such thing."""
+    return (device.memory_stats() or {}).get(name) if device.platform != "cpu" else None

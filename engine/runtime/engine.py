@@ -32,11 +32,12 @@ from engine.model.config import ModelConfig
 from engine.model.params import Params
 from engine.runtime.batcher import Batcher, Group, PrefillRow, Sample, Scoring
 from engine.runtime.departure import Departure
+from engine.runtime.device_check import memory_stat
 from engine.runtime.executor import Executor
 from engine.runtime.hosts import Hosts
 from engine.runtime.leader import Followers, LeadingExecutor
 from engine.runtime.loading import ModelAsked, check_hosts
-from engine.runtime.memory import fitting_options, too_large
+from engine.runtime.memory import computed_in, devices_of, fitting_options, too_large
 from engine.runtime.request import (
     GenerateRequest,
     Generation,
@@ -78,6 +79,8 @@ class Engine:
         self._stopped: EngineError | None = None
         self._watchdog = Watchdog(self._give_up_device, watchdog_seconds)
         self._doing = "cache"
+        self.load_seconds = 0.0
+        """Of `load`: reading the checkpoint, with waiting for other processes."""
         self._programs = self._executor()
         self._batcher = Batcher(options)
         self._slots = SlotTable(options, self.config.vocab)
@@ -138,13 +141,14 @@ class Engine:
           NoFeasiblePlan: mesh, layouts, slots, max_length or hosts cannot be had.
           HostLost: another process did not come, or is gone.
         """
+        started = time.perf_counter()
         asked = ModelAsked(checkpoint, open, dtype, weights, kv, mesh, prefill, decode, chip)
         followers = Followers.gather(hosts, asked.terms()) if hosts else None
         with followers.told_of_failure() if followers else contextlib.nullcontext():
             loaded = asked.load()
             if hosts:
                 check_hosts(loaded.placement)
-            return cls(
+            engine = cls(
                 loaded.params,
                 loaded.placement,
                 fitting_options(loaded, slots, max_length, prefill_tokens),
@@ -152,6 +156,8 @@ class Engine:
                 followers,
                 watchdog_seconds,
             )
+            engine.load_seconds = time.perf_counter() - started
+            return engine
 
     @overload
     def submit(self, request: GenerateRequest) -> Future[list[Generation]]: ...
@@ -195,6 +201,22 @@ class Engine:
     def counters(self) -> dict[str, int | float]:
         """Counts since the start; see _COUNTERS. Numbers shown to users come from these."""
         return dict(self._counters)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What runs it, in what, and how it is shaped now. Memory is of one device, None where it does not tell."""
+        found = devices_of(self._params)
+        return {
+            "platform": found[0].platform,
+            "device_kind": found[0].device_kind,
+            "devices": len(found),
+            "memory_bytes": memory_stat(found[0], "bytes_limit"),
+            "peak_memory_bytes": memory_stat(found[0], "peak_bytes_in_use"),
+            "dtype": computed_in(self._params),
+            "slots": self.options.slots,
+            "prefill_tokens": self.options.prefill_tokens,
+            "load_seconds": round(self.load_seconds, 3),
+        }
 
     @property
     def programs(self) -> tuple[str, ...]:

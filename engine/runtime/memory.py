@@ -11,7 +11,9 @@ from engine.cache.pages import page_bytes
 from engine.compilation.options import DecodeOptions, choose_options
 from engine.compilation.placement import Placement
 from engine.errors import OutOfMemory
-from engine.model.params import Params
+from engine.model.params import Params, leaves
+from engine.model.quantized import Quantized
+from engine.runtime.device_check import memory_stat
 from engine.runtime.loading import Loaded
 
 logger = logging.getLogger(__name__)
@@ -43,8 +45,7 @@ def too_large(
     doing: str, params: Params, placement: Placement, options: DecodeOptions, failure: OutOfMemory, several_hosts: bool
 ) -> OutOfMemory:
     """The failure, when nothing smaller is left to try, with the figures and what to change."""
-    device = next(iter(jax.tree.leaves(params)[0].devices()))
-    limit = (device.memory_stats() or {}).get("bytes_limit")
+    limit = memory_stat(devices_of(params)[0], "bytes_limit")
     cache = options.pages_in_part * options.positions_in_page * _bytes_per_token(placement, options.kv_dtype)
     batch = (
         f"on several hosts, where the batch is not made smaller: set engine.slots below {options.slots}"
@@ -59,6 +60,19 @@ def too_large(
     )
 
 
+def devices_of(params: Params) -> list[Any]:
+    """That hold the parameters: those of this process first."""
+    here = jax.process_index()
+    return sorted(
+        jax.tree.leaves(params)[0].sharding.device_set, key=lambda device: (device.process_index != here, device.id)
+    )
+
+
+def computed_in(params: Params) -> str:
+    """The dtype of activations: that of the parameters that are not quantised."""
+    return next(str(leaf.dtype) for _, leaf in leaves(params) if not isinstance(leaf, Quantized))
+
+
 def held_bytes(params: Params) -> int:
     """Of the parameters on each chip."""
     return sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(params))
@@ -68,8 +82,7 @@ def _cache_budget_bytes(device: Any, params: Params) -> int:
     """Memory the KV cache may take on each chip: on CPU a fixed amount, elsewhere most of what the weights leave."""
     if device.platform == "cpu":
         return _CPU_CACHE_BYTES // len(jax.local_devices())
-    stats = device.memory_stats() or {}
-    return int(0.85 * stats.get("bytes_limit", 16 << 30)) - held_bytes(params)
+    return int(0.85 * (memory_stat(device, "bytes_limit") or 16 << 30)) - held_bytes(params)
 
 
 def _bytes_per_token(placement: Placement, kv_dtype: str) -> int:

@@ -375,3 +375,12 @@ def test_counters_count(engine: Engine) -> None:
     assert grown["slot_steps_total"] >= grown["slot_steps_busy"]
     assert grown["prefill_tokens_padded"] >= grown["prefill_tokens"] > 0
     assert grown["device_seconds"] > 0
+    assert grown["out_of_memory_retries"] == 0
+    assert engine.counters["compile_seconds"] > 0
+
+
+def test_it_says_what_runs_it(engine: Engine) -> None:
+    facts = engine.facts
+    assert (facts["platform"], facts["device_kind"], facts["devices"]) == ("cpu", "cpu", 1)
+    assert (facts["dtype"], facts["slots"], facts["prefill_tokens"]) == ("float32", 8, 64)
+    assert facts["memory_bytes"] is facts["peak_memory_bytes"] is None, "a CPU does not tell"
