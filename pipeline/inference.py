@@ -29,6 +29,7 @@ from schemas.manifest import Plan, ShardEntry
 from . import activity
 from .activity import Cancelled, cancel, live, reset
 from .counters import EngineReport, count_computed, count_found_done, count_left_to_another_run
+from .errors import PenstockError
 from .generation import Generate
 from .leases import LEASE_SECONDS, Leases
 from .manifest import committed
@@ -155,6 +156,13 @@ class RunShard(beam.DoFn):
         self._leases, self._record = _of_this_run(self._job.output, self._job.run, self._job.lease_seconds)
         if self._job.settings["dtype"] == "auto":
             refuse_other_dtype(self._job.output, self._worker.engine.facts)
+
+    def teardown(self) -> None:
+        if "_record" not in vars(self) or self._worker.is_lost:  # set up in part, or not to be asked any more
+            return
+        engine = self._worker.engine
+        with contextlib.suppress(PenstockError):  # the record is for reading, and the shards are there
+            self._record.write(engine.facts, engine.counters, is_last=True)
 
     def process(self, item: WorkItem) -> Iterator[int | TaggedOutput]:
         from engine.errors import DeviceHung, EngineClosed, OutOfMemory

@@ -38,10 +38,11 @@ class WorkerRecord:
         self._written = float("-inf")
         self._lock = threading.Lock()
 
-    def write(self, facts: Mapping[str, Any], counters: Mapping[str, int | float]) -> None:
-        """Writes it, unless that was done a moment ago."""
+    def write(self, facts: Mapping[str, Any], counters: Mapping[str, int | float], is_last: bool = False) -> None:
+        """Writes it, unless that was done a moment ago; or, the last time, if it was done at all."""
         with self._lock:
-            if time.monotonic() - self._written < WRITE_SECONDS:
+            seconds = time.monotonic() - self._written
+            if (seconds == float("inf")) if is_last else (seconds < WRITE_SECONDS):
                 return
             self._written = time.monotonic()
         worker = Worker(

@@ -1,6 +1,7 @@
 """Who computed shards, and on what: `_workers/RUN-HOST-PID.json`, one for each process that has an engine.
 
-Written after its first shard and now and then after later ones, so the last may be a minute short of the end.
+Written after its first shard, now and then after later ones, and at the end of a process that ends in peace; of one
+that was killed it may be a minute behind.
 """
 
 from __future__ import annotations
