@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from schemas.documents import DocumentError
+from schemas.documents import DocumentError, NewerVersion
 from schemas.manifest import (
     ERRORS_NAME,
     FOOTER_KEY,
@@ -157,6 +157,8 @@ def read_shard(output: str, facts: PlanFacts, shard: int, copies_failed: bool = 
             if entry.failed and copies_failed:
                 failed = _failed_rows(parquet).encode()
                 storage.publish_over(storage.join(output, ERRORS_NAME, errors_name(shard)), failed)
+        except NewerVersion as e:
+            raise OutputError(f"{url} cannot be used: {e}") from e
         except (*UNREADABLE, DocumentError) as e:
             raise OutputError(f"{url} is damaged: {e}; delete it and run the job again") from e
     return entry
