@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import itertools
 import os
 import re
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from schemas.documents import DocumentError
@@ -56,21 +57,19 @@ class WorkerRecord:
         storage.publish_over(self._url, worker.to_json())
 
 
-def workers(output: str) -> list[Worker]:
+def workers(output: str) -> Iterator[Worker]:
     """The records there are at an output; one that cannot be read is left out."""
     directory = storage.join(output, WORKERS_NAME)
-    found = []
     for name in storage.list_names(directory):
         try:
-            found.append(Worker.from_json(storage.read_bytes(storage.join(directory, name))))
+            yield Worker.from_json(storage.read_bytes(storage.join(directory, name)))
         except (DocumentError, FileNotFoundError):
             continue
-    return found
 
 
 def refuse_other_dtype(output: str, facts: Mapping[str, Any]) -> None:
     """`model.dtype: auto` means another dtype on another kind of machine, whose rows could not be told from these."""
-    for worker in workers(output):
+    for worker in itertools.islice(workers(output), 1):  # all others agree with it
         if worker.dtype != facts["dtype"]:
             raise JobError(
                 f"model.dtype: auto is {facts['dtype']} on this worker ({facts['platform']}, {facts['device_kind']}), "

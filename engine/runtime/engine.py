@@ -37,7 +37,7 @@ from engine.runtime.executor import Executor
 from engine.runtime.hosts import Hosts
 from engine.runtime.leader import Followers, LeadingExecutor
 from engine.runtime.loading import ModelAsked, check_hosts
-from engine.runtime.memory import computed_in, devices_of, fitting_options, too_large
+from engine.runtime.memory import computed_in, devices_of, fitting_options, is_out_of_memory, too_large
 from engine.runtime.request import (
     GenerateRequest,
     Generation,
@@ -145,7 +145,15 @@ class Engine:
         asked = ModelAsked(checkpoint, open, dtype, weights, kv, mesh, prefill, decode, chip)
         followers = Followers.gather(hosts, asked.terms()) if hosts else None
         with followers.told_of_failure() if followers else contextlib.nullcontext():
-            loaded = asked.load()
+            try:
+                loaded = asked.load()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise OutOfMemory(
+                    "the device ran out of memory while the weights were loaded: hold them as int8 (model.weights) or "
+                    f"over more chips (engine.mesh) ({error})"
+                ) from error
             if hosts:
                 check_hosts(loaded.placement)
             engine = cls(
@@ -467,6 +475,6 @@ _COUNTERS = (
 def _explain(error: Exception) -> EngineError:
     if isinstance(error, EngineError):
         return error
-    if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return OutOfMemory(f"the device ran out of memory: {str(error).strip() or type(error).__name__}")
     return EngineClosed(f"the device thread stopped: {type(error).__name__}: {error}")

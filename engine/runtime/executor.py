@@ -40,7 +40,6 @@ class Executor:
         self._placement = placement
         self._programs = ProgramSet(placement, options, eos_tokens, int8)
         self._compiled: dict[str, Any] = {}
-        self.compile_seconds = 0.0
         self.while_compiling: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
         """What a compilation is done in."""
 
@@ -90,9 +89,7 @@ class Executor:
             start = time.perf_counter()
             with self.while_compiling():
                 self._compiled[program.name] = self._compile(program.jitted(self._placement).lower(*args))
-            seconds = time.perf_counter() - start
-            self.compile_seconds += seconds
-            logger.info("compiled %s in %.1f s", program.name, seconds)
+            logger.info("compiled %s in %.1f s", program.name, time.perf_counter() - start)
         return self._compiled[program.name](*args)
 
     def _compile(self, lowered: Any) -> Any:

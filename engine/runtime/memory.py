@@ -41,6 +41,11 @@ def fitting_options(
     return options
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Of a device, as its backend says it, or of the host."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 def too_large(
     doing: str, params: Params, placement: Placement, options: DecodeOptions, failure: OutOfMemory, several_hosts: bool
 ) -> OutOfMemory:

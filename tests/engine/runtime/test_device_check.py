@@ -16,6 +16,7 @@ from engine.planning.chips import CHIPS
 from engine.runtime import device_check
 from engine.runtime.device_check import Devices, check_devices, chip_of, find_devices
 from engine.runtime.engine import Engine
+from engine.runtime.loading import ModelAsked
 from tests.engine.tiny_checkpoint import write_tiny_checkpoint
 
 CPU = Devices("cpu", "cpu", 1)
@@ -160,6 +161,15 @@ def test_devices_are_checked_before_anything_is_read(tmp_path: Path) -> None:
         Engine.load(str(tmp_path / "absent"), chip="v5e")
     with pytest.raises(NoFeasiblePlan, match="no chip is known by the name 'v99'"):
         Engine.load(str(tmp_path / "absent"), chip="v99")
+
+
+def test_weights_that_do_not_fit_after_all(tmp_path: Path, monkeypatch) -> None:
+    def full(self: ModelAsked) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes")
+
+    monkeypatch.setattr(ModelAsked, "load", full)
+    with pytest.raises(OutOfMemory, match=r"while the weights were loaded: hold them as int8 .*allocating 4 bytes"):
+        Engine.load(str(tmp_path))
 
 
 def test_weights_that_cannot_fit_are_not_read(tmp_path: Path, finds) -> None:
