@@ -26,9 +26,17 @@ class NoFeasiblePlan(EngineError):
     """No mesh, layout and batch satisfy the constraints that were given."""
 
 
+class WrongDevice(NoFeasiblePlan):
+    """The devices that were found are not those that the job, or its plan, asks for."""
+
+
 class EngineClosed(EngineError):
     """The engine was closed, or its device thread died, before the request was finished."""
 
 
 class HostLost(EngineClosed):
     """Of an engine that spans several hosts, another process is gone, never came, or is set up for something else."""
+
+
+class DeviceHung(EngineClosed):
+    """A call on the device did not come back. Nothing can be done with the device in this process any more."""

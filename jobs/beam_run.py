@@ -1,6 +1,6 @@
-"""One run of the Beam pipeline, watched: progress on the screen, Ctrl-C understood, errors without Beam's wrapping.
+"""One run of the Beam pipeline, watched: progress on the screen, signals understood, errors without Beam's wrapping.
 
-Beam runs in a thread of its own, so that Ctrl-C reaches the main thread whatever the runner does.
+Beam runs in a thread of its own, so that signals reach the main thread whatever the runner does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from engine.errors import EngineError
 from jobs.progress import Counts, Progress
 from pipeline import activity
-from pipeline.errors import JobError, PenstockError
+from pipeline.errors import JobError, PenstockError, RunFailed
 from pipeline.graph import build
 from pipeline.inference import ShardJob
 from pipeline.manifest import Manifest
@@ -31,14 +31,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS = 10.0
-"""How long Ctrl-C waits for open shards to let go; a second Ctrl-C does not wait."""
+"""How long Ctrl-C and SIGTERM wait for open shards to let go; a second one does not wait."""
 
 _OURS = re.compile(r"(?:pipeline|engine)\.[\w.]+: (.+)")  # the last line of a traceback of ours
 _WHILE_RUNNING = re.compile(r" \[while running '.*'\]")
-
-
-class RunFailed(PenstockError):
-    """A shard failed for a reason that is no row's fault, more often than the runner repeats it."""
 
 
 def compute(
@@ -50,6 +46,7 @@ def compute(
 ) -> None:
     """Runs the shards in `todo`; returns when the job is declared finished."""
     activity.reset()
+    activity.start_driving()
     try:
         pipeline = beam.Pipeline(options=options)
     except (ValueError, ImportError, AttributeError) as error:
@@ -73,7 +70,7 @@ def _run_in_thread(pipeline: beam.Pipeline) -> None:
     try:
         finished.result()
     except KeyboardInterrupt:
-        logger.warning("stopping; a second Ctrl-C does not wait for open shards")
+        logger.warning("stopping; a second Ctrl-C, or signal, does not wait for open shards")
         activity.cancel()
         wait([finished], timeout=STOP_SECONDS)
         raise

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from engine.errors import EngineError
 from jobs.commands import COMMANDS
-from jobs.commands.exit_codes import DONE, EXIT_CODES, INTERRUPTED, REFUSED
+from jobs.commands.exit_codes import DONE, EXIT_CODES, INTERRUPTED, REFUSED, TERMINATED
+from jobs.termination import Terminated, sigterm_raises
 from pipeline.errors import PenstockError
 
 _ABOUT = """\
@@ -33,11 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.flags, options.line = flags, shlex.join(["penstock", *arguments])
     _set_up_logging(options.verbose)
     try:
-        return options.handle(options)
+        with sigterm_raises():
+            return options.handle(options)
     except (PenstockError, EngineError) as error:
         logging.getLogger(__name__).info("where it went wrong", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
+    except Terminated:
+        return TERMINATED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # whoever reads our output, such as `head`, has seen enough

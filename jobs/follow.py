@@ -25,5 +25,5 @@ def follow(job: Job, process: int) -> str:
         return "nothing to do: the job is finished"
     from pipeline.inference import follow  # imports Beam, which takes seconds
 
-    follow(job.model.checkpoint, job.settings(), hosts.model_dump(), process)
+    follow(job.model.checkpoint, job.settings(), hosts.model_dump(), process, job.engine.chip)
     return "the leader has ended the run"

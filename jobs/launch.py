@@ -197,6 +197,8 @@ def _compute(
         job.model.checkpoint,
         slots=None if job.engine.slots == "auto" else job.engine.slots,
         prefill_tokens=None if job.engine.prefill_tokens == "auto" else job.engine.prefill_tokens,
+        chip=job.engine.chip,
+        watchdog_seconds=None if job.engine.watchdog_seconds == "auto" else job.engine.watchdog_seconds,
         hosts=job.engine.hosts.model_dump() if job.engine.hosts else None,
         compile_cache=job.engine.compile_cache,
         engine_factory=engine_factory,

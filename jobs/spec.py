@@ -243,6 +243,12 @@ class EngineOptions(Section):
     """Where compiled programs are kept, so that the next run need not compile them: a directory, or a URL that all
     workers share. `auto` is the user's cache directory (or JAX_COMPILATION_CACHE_DIR), `off` is nowhere. They are
     machine code: only those may write there who may run code on the workers. Results do not depend on it."""
+    chip: Literal["auto", "v3", "v4", "v5e", "v5p", "v6e", "tpu7x", "a100", "h100", "h200", "b200"] = "auto"
+    """What every worker's devices must be; another chip is refused before anything is loaded. For a plan that was made
+    for one. `auto` takes what is there."""
+    watchdog_seconds: Literal["auto"] | Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)] = "auto"
+    """How long one call on the device may take before it is given up as hung and the worker ends, compiling not
+    counted. `auto` is 30 times the longest call of its kind so far, and at least ten minutes."""
     hosts: Hosts | None = None
     """For a model larger than the chips of one host: which processes hold it together. See docs/multi-host.md."""
 

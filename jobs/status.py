@@ -8,10 +8,14 @@ from dataclasses import dataclass
 
 from jobs.job_file import STORED_NAME
 from jobs.wording import count_words, duration, failed_words, rate_words, token_words
+from pipeline.leases import holders
 from pipeline.manifest import Manifest, span_of, summarise
 from pipeline.storage import exists, join
 from pipeline.workplan import read_plan
+from schemas.lease import Lease
 from schemas.manifest import SUCCESS_NAME, Plan, ShardEntry, Summary
+
+_WORKERS_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class Status:
     busy_seconds: float
     """Time in which at least one shard was being computed: pauses between runs do not count."""
     is_finished: bool
+    open_shards: tuple[Lease, ...] = ()
+    """Those that are not done and that somebody is computing, or was when it died."""
 
     @property
     def records_done(self) -> int:
@@ -41,12 +47,14 @@ def read_status(output: str) -> Status:
     """The state of the job at `output`; nothing is written."""
     plan = read_plan(output)
     entries = Manifest(output, plan).entries()
+    done = {entry.shard for entry in entries}
     return Status(
         output=output,
         plan=plan,
         done=summarise(plan, entries),
         busy_seconds=busy_seconds(entries),
         is_finished=exists(join(output, SUCCESS_NAME)),
+        open_shards=tuple(lease for lease in holders(output) if lease.shard not in done),
     )
 
 
@@ -74,8 +82,23 @@ def status_lines(status: Status) -> list[tuple[str, str]]:
     if status.busy_seconds:
         lines.append(("rate", f"{rate_words(done, status.busy_seconds)} over {duration(status.busy_seconds)}"))
     if not status.is_finished:
+        lines += _who_is_at_it(status)
         lines += _what_is_left(status)
     return lines
+
+
+def _who_is_at_it(status: Status) -> list[tuple[str, str]]:
+    """A line for each worker. One that was killed stays here until its lease is taken over."""
+    by_worker: dict[str, list[Lease]] = {}
+    for lease in status.open_shards:
+        by_worker.setdefault(lease.worker, []).append(lease)
+    words = [
+        f"{worker}: {'shard' if len(some) == 1 else 'shards'} {', '.join(str(lease.shard) for lease in some[:8])}"
+        f"{' ...' if len(some) > 8 else ''}, since {min(lease.taken_at for lease in some)}"
+        for worker, some in sorted(by_worker.items())
+    ]
+    shown = words[:_WORKERS_SHOWN] + ([f"{len(words) - _WORKERS_SHOWN} more"] if len(words) > _WORKERS_SHOWN else [])
+    return [("open" if number == 0 else "", line) for number, line in enumerate(shown)]
 
 
 def _what_is_left(status: Status) -> list[tuple[str, str]]:

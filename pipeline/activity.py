@@ -12,6 +12,7 @@ from .errors import PenstockError
 _COUNTS = ("records_done", "records_failed", "prompt_tokens", "generated_tokens", "scored_tokens")
 
 _cancelled = threading.Event()
+_driver = threading.Event()
 _counts: Counter[str] = Counter()
 _lock = threading.Lock()
 
@@ -28,6 +29,22 @@ def cancel() -> None:
 def stop_if_cancelled() -> None:
     if _cancelled.is_set():
         raise Cancelled("the run was cancelled; the same command goes on where it stopped")
+
+
+def pause(seconds: float) -> None:
+    """Wait; `Cancelled` at once when the run is."""
+    _cancelled.wait(seconds)
+    stop_if_cancelled()
+
+
+def start_driving() -> None:
+    """To be said by the process that started the run: it ends by itself, and says why."""
+    _driver.set()
+
+
+def driver_is_here() -> bool:
+    """Whether this process started the run. Others are a runner's, which starts new ones for those that end."""
+    return _driver.is_set()
 
 
 def live() -> dict[str, int]:

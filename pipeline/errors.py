@@ -34,3 +34,7 @@ class PromptError(PenstockError):
 
 class JobError(PenstockError):
     """The job asks for something that is unknown, contradictory or not supported."""
+
+
+class RunFailed(PenstockError):
+    """A shard failed for a reason that is no row's fault, more often than the runner repeats it."""

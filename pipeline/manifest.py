@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from schemas.documents import DocumentError
+from schemas.documents import DocumentError, NewerVersion
 from schemas.manifest import (
     ERRORS_NAME,
     FOOTER_KEY,
@@ -34,7 +34,7 @@ from schemas.manifest import (
     part_name,
 )
 
-from . import storage
+from . import leases, storage
 from .errors import OutputError
 from .records import json_line
 from .sources.base import WorkItem
@@ -93,6 +93,7 @@ class Manifest:
         summary = summarise(self.plan, entries)
         if summary.ok + summary.failed != self.plan.rows_total:
             raise OutputError(f"{summary.ok + summary.failed} of {self.plan.rows_total} records are there")
+        leases.clear(self.output)
         storage.publish_over(storage.join(self.output, SUMMARY_NAME), summary.to_json())
         storage.publish_if_absent(storage.join(self.output, SUCCESS_NAME), b"")
         return summary
@@ -156,6 +157,8 @@ def read_shard(output: str, facts: PlanFacts, shard: int, copies_failed: bool = 
             if entry.failed and copies_failed:
                 failed = _failed_rows(parquet).encode()
                 storage.publish_over(storage.join(output, ERRORS_NAME, errors_name(shard)), failed)
+        except NewerVersion as e:
+            raise OutputError(f"{url} cannot be used: {e}") from e
         except (*UNREADABLE, DocumentError) as e:
             raise OutputError(f"{url} is damaged: {e}; delete it and run the job again") from e
     return entry

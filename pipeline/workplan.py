@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from schemas.completion import COMPLETION_VERSION, completion_schema
 from schemas.documents import DocumentError
+from schemas.lease import LEASES_NAME
 from schemas.manifest import (
     ERRORS_NAME,
     MANIFEST_NAME,
@@ -116,7 +117,7 @@ def make_plan(source: Source, **asked: Unpack[Asked]) -> Plan:
 
 def commit_plan(output: str, plan: Plan) -> Plan:
     """Store the plan unless the output has one; the plan that is there now, which must be the same."""
-    for directory in (output, storage.join(output, MANIFEST_NAME), storage.join(output, ERRORS_NAME)):
+    for directory in (output, *(storage.join(output, name) for name in (MANIFEST_NAME, ERRORS_NAME, LEASES_NAME))):
         storage.remove_abandoned(directory)
     url = storage.join(output, PLAN_NAME)
     others = [name for name in storage.list_names(output) if not name.startswith(".")]

@@ -20,6 +20,10 @@ class DocumentError(ValueError):
     """A JSON document is not what its type says; the message names the key."""
 
 
+class NewerVersion(DocumentError):
+    """It is as a later Penstock wrote it, and nothing is wrong with it."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Document:
     """A versioned JSON document: one line per key, and one line per element of a list."""
@@ -47,7 +51,7 @@ class Document:
             raise DocumentError(f"it is not whole JSON: {e}") from e
         version = value.get("version") if isinstance(value, dict) else None
         if type(version) is int and version > cls.LATEST:
-            raise DocumentError(
+            raise NewerVersion(
                 f"it was written by a newer Penstock (version {version}, this one reads up to {cls.LATEST}); upgrade"
             )
         if type(version) is not int or version != cls.LATEST:

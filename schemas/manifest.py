@@ -4,6 +4,8 @@
     part-00007-of-00400.parquet   the results of one shard; its footer holds the shard's entry
     _manifest/00007.json          the entry again, for listing without opening Parquet files, and how it was computed
     _errors/00007.jsonl           copies of the shard's failed rows, for reading
+    _leases/00007.json            who is computing a shard just now: see lease.py
+    _workers/*.json               who computed shards, on what: see worker.py
     _summary.json  _SUCCESS       when every shard is there
 
 Parquet readers skip names that start with `_`, so the directory as a whole reads as one table.

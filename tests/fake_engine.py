@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import queue
 import random
 import threading
@@ -18,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from engine.errors import EngineClosed, RequestError
@@ -74,6 +76,13 @@ class FakeEngine:
     @property
     def counters(self) -> dict[str, int]:
         return dict(self._counters)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            "platform": "none", "device_kind": "fake", "devices": 0, "memory_bytes": None, "peak_memory_bytes": None,
+            "dtype": "float32", "slots": self.options.slots, "prefill_tokens": 256, "load_seconds": 0.0,
+        }  # fmt: skip
 
     def close(self) -> None:
         self.is_closed = True
@@ -182,6 +191,36 @@ def instant(checkpoint: str, **asked: Any) -> FakeEngine:
 def slow(checkpoint: str, **asked: Any) -> FakeEngine:
     """A shard takes long enough for a kill to land in its middle."""
     return FakeEngine(options=_options(asked), delay_seconds=0.002)
+
+
+class NotingEngine(FakeEngine):
+    """Leaves a line in a file for each request that it answers."""
+
+    def __init__(self, notes: Path, options: Options) -> None:
+        super().__init__(options=options, delay_seconds=0.002)
+        self._notes = notes
+
+    def _answer(self, request: Request, future: Future[Any]) -> None:
+        super()._answer(request, future)
+        if not future.cancelled():
+            with self._notes.open("a") as notes:
+                notes.write(f"{request.record if isinstance(request, GenerateRequest) else request.tokens}\n")
+
+
+def noting(checkpoint: str, **asked: Any) -> FakeEngine:
+    """Slow, and says in the checkpoint's directory what it has answered."""
+    return NotingEngine(Path(checkpoint) / f"answered-{os.getpid()}", _options(asked))
+
+
+def noting_together(checkpoint: str, **asked: Any) -> FakeEngine:
+    """Begins when another process has one as well."""
+    directory = Path(checkpoint)
+    (directory / f"answered-{os.getpid()}").touch()
+    deadline = time.monotonic() + 60
+    while len(list(directory.glob("answered-*"))) < 2:
+        assert time.monotonic() < deadline, "the other has not come"
+        time.sleep(0.01)
+    return noting(checkpoint, **asked)
 
 
 def failing(checkpoint: str, **asked: Any) -> FakeEngine:

@@ -72,8 +72,9 @@ def run(
     engine: str = "tests.fake_engine:instant",
     slots: int | None = None,
     flags: Sequence[str] = (),
-) -> None:
-    """Plan, run what is missing, finish."""
+    **work: Any,
+) -> Any:
+    """Plan, run what is missing, finish; Beam's result."""
     import apache_beam as beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -81,9 +82,10 @@ def run(
     from pipeline.inference import ShardJob
 
     plan = make_plan(source, output, asked)
-    job = ShardJob.of(str(output), plan, str(checkpoint), slots=slots, engine_factory=engine)
+    job = ShardJob.of(str(output), plan, str(checkpoint), slots=slots, engine_factory=engine, **work)
     with beam.Pipeline(options=PipelineOptions(list(flags or FN_API))) as pipeline:
         build(pipeline, Manifest(str(output), plan).todo(), job)
+    return pipeline.result
 
 
 FN_API = ("--runner=apache_beam.runners.portability.fn_api_runner.FnApiRunner",)

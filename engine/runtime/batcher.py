@@ -11,7 +11,7 @@ On one chip there is one part.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain
@@ -62,6 +62,7 @@ class Batcher:
         ]
         self._waiting: deque[Group] = deque()
         self._scores: deque[Scoring] = deque()
+        self._being_scored: list[Scoring] = []
         self.running: dict[int, Sample] = {}
         """By slot."""
 
@@ -81,9 +82,24 @@ class Batcher:
 
     def open_futures(self) -> list[Future]:
         """Of everything not finished, each once."""
-        groups = {id(group): group for group in self._waiting}
-        groups |= {id(sample.group): sample.group for sample in self.running.values()}
-        return [group.future for group in groups.values()] + [scoring.future for scoring in self._scores]
+        return [one.future for one in (*self._open_groups(), *self._open_scores())]
+
+    def started_over(self, options: DecodeOptions) -> Batcher:
+        """One of other options with all that is not finished; nothing of it runs yet."""
+        other = Batcher(options)
+        for group in self._open_groups():
+            group.start_over()
+            other.add(group)
+        for scoring in self._open_scores():
+            other.add_score(scoring)
+        return other
+
+    def _open_groups(self) -> list[Group]:
+        running = (sample.group for sample in self.running.values())
+        return list({id(group): group for group in (*running, *self._waiting)}.values())
+
+    def _open_scores(self) -> list[Scoring]:
+        return [*self._being_scored, *self._scores]
 
     def admit(self) -> Admission:
         """Starts as many samples as slots and pages allow."""
@@ -109,7 +125,7 @@ class Batcher:
                 rows.setdefault(self._bucket(group), [[] for _ in range(self._slot_parts)])[part].append(row)
             for cache_part, source, target in start.copies:
                 copies[cache_part].append((source, target))
-            if group.started == group.request.samples:
+            if group.all_started:
                 complete.append(order.popleft())
         for group in complete:  # not before: a page freed now could be prefilled for another before it is copied
             self._memory.complete(group)
@@ -164,7 +180,14 @@ class Batcher:
             fits = self._options.bucket(len(scoring.request.tokens)) == bucket
             (chosen if fits and len(chosen) < self._options.rows(bucket) else rest).append(scoring)
         self._scores.extendleft(reversed(rest))
+        self._being_scored = chosen
         return bucket, chosen
+
+    def finish_scores(self, scores: Sequence[Score]) -> None:
+        """Resolves the futures of what `next_scores` gave last."""
+        scored, self._being_scored = self._being_scored, []
+        for scoring, score in zip(scored, scores, strict=True):
+            scoring.future.set_result(score)
 
     def _take_window(self) -> deque[Group]:
         """Takes the window off the queue, buckets together, in the order in which each bucket first appears.
@@ -187,7 +210,7 @@ class Batcher:
         slot = self._free_slots[group.part].pop()
         start = self._memory.start(group, slot)
         watch = group.request.watch
-        sample = Sample(group, group.started, slot, start.pages, watch() if watch else None)
+        sample = Sample(group, group.to_generate[group.started], slot, start.pages, watch() if watch else None)
         group.started += 1
         self.running[sample.slot] = sample
         return sample, start

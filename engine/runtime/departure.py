@@ -1,9 +1,9 @@
-"""How a process ends that has lost another of its mesh.
+"""How a process ends that has lost another of its mesh, or whose device does not answer.
 
-Not in the usual way. At exit jax waits for the lost process, and then aborts. And a thread inside a program on the
-device, waiting for numbers from there, may wait for ever. So such a process leaves at once when Python is done with it,
-with the exit code of a run that broke off; and if whoever uses the engine cannot be told, it says itself what was lost,
-and leaves.
+Not in the usual way. At exit jax waits for the lost process, and then aborts, or for the device. And a thread inside a
+program on the device, waiting for numbers from there, may wait for ever. So such a process leaves at once when Python
+is done with it, with the exit code of a run that broke off; and if whoever uses the engine cannot be told, it says
+itself what was lost, and leaves.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import contextlib
 import os
 import sys
 import threading
-
-from engine.errors import HostLost
 
 EXIT_CODE = 2
 GRACE_SECONDS = 10.0
@@ -33,7 +31,7 @@ class Departure:
         self._announced = threading.Event()
         atexit.register(self._leave)
 
-    def begin(self, lost: HostLost) -> None:
+    def begin(self, lost: Exception) -> None:
         self._begun = True
         threading.Thread(target=self._wait, args=(lost,), name="penstock-departure", daemon=True).start()
 
@@ -42,7 +40,7 @@ class Departure:
         self._begun = True
         self._announced.set()
 
-    def _wait(self, lost: HostLost) -> None:
+    def _wait(self, lost: Exception) -> None:
         if not self._announced.wait(self._grace_seconds):
             os.write(2, f"error: {lost}\n".encode())  # sys.stderr may have been redirected
             os._exit(EXIT_CODE)

@@ -3,6 +3,10 @@
 The loop is short. Admit: prefill waiting prompts into free slots. Decode: run a chunk of steps for all slots. Harvest:
 hand finished samples back. Scoring batches run in between. Everything a program changes (cache, slots) has one owner,
 this thread.
+
+When a program does not fit the device's memory, the loop begins again with smaller programs (engine/runtime/smaller.py)
+and all that is not finished: the failed call may have taken the cache with it, and a sample's random keys come from its
+position, so it comes out the same.
 """
 
 from __future__ import annotations
@@ -12,25 +16,28 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
 from typing import Any, overload
 
 import jax
 import numpy as np
 
-from engine.cache.pages import NULL_PAGE, page_bytes
-from engine.compilation.options import DecodeOptions, choose_options
+from engine.cache.pages import NULL_PAGE
+from engine.compilation.options import DecodeOptions
 from engine.compilation.placement import Placement
-from engine.errors import EngineClosed, EngineError, OutOfMemory, RequestError
+from engine.errors import DeviceHung, EngineClosed, EngineError, OutOfMemory, RequestError
 from engine.families import Open, open_local
 from engine.model.config import ModelConfig
 from engine.model.params import Params
 from engine.runtime.batcher import Batcher, Group, PrefillRow, Sample, Scoring
+from engine.runtime.departure import Departure
+from engine.runtime.device_check import memory_stat
 from engine.runtime.executor import Executor
 from engine.runtime.hosts import Hosts
 from engine.runtime.leader import Followers, LeadingExecutor
-from engine.runtime.loading import Loaded, ModelAsked, check_hosts
+from engine.runtime.loading import ModelAsked, check_hosts
+from engine.runtime.memory import computed_in, devices_of, fitting_options, is_out_of_memory, too_large
 from engine.runtime.request import (
     GenerateRequest,
     Generation,
@@ -39,11 +46,13 @@ from engine.runtime.request import (
     ScoreRequest,
 )
 from engine.runtime.slot_table import SlotTable, put_pages
+from engine.runtime.smaller import difference, smaller
+from engine.runtime.watchdog import Watchdog
 from engine.steps.decode import LENGTH, RUNNING, STOP_TOKEN, Generated
 
 logger = logging.getLogger(__name__)
 
-_CPU_CACHE_BYTES = 2 << 30
+_JOIN_SECONDS = 0.5
 
 
 class Engine:
@@ -56,24 +65,28 @@ class Engine:
         options: DecodeOptions,
         eos_tokens: tuple[int, ...] = (),
         followers: Followers | None = None,
+        watchdog_seconds: float | None = None,
     ) -> None:
         """Takes parameters that are where the placement has them. Most callers want `Engine.load`."""
         if isinstance(placement, ModelConfig):
             placement = Placement(placement)
         self.config = placement.config
         self.options = options
-        if followers is None:
-            self._programs = Executor(params, placement, options, eos_tokens)
-        else:
-            self._programs = LeadingExecutor(params, placement, options, eos_tokens, followers)
-        self._batcher = Batcher(options)
-        self._slots = SlotTable(options, self.config.vocab)
-        self._counters = dict.fromkeys(_COUNTERS, 0) | {"device_seconds": 0.0}
+        self._params, self._placement, self._eos_tokens, self._followers = params, placement, eos_tokens, followers
+        self._counters = dict.fromkeys(_COUNTERS, 0) | {"device_seconds": 0.0, "compile_seconds": 0.0}
         self._arrived: list[Group | Scoring] = []
         self._wake = threading.Condition()
         self._stopped: EngineError | None = None
+        self._watchdog = Watchdog(self._give_up_device, watchdog_seconds)
+        self._doing = "cache"
+        self.load_seconds = 0.0
+        """Of `load`: reading the checkpoint, with waiting for other processes."""
+        self._programs = self._executor()
+        self._batcher = Batcher(options)
+        self._slots = SlotTable(options, self.config.vocab)
         self._thread = threading.Thread(target=self._run, name="penstock-device", daemon=True)
         self._thread.start()
+        self._watchdog.start()
         if followers:
             followers.watch(self._stop)
             atexit.register(self.close)  # before jax's own, which waits for the followers
@@ -94,6 +107,8 @@ class Engine:
         max_length: int | None = None,
         prefill_tokens: int | None = None,
         hosts: Hosts | None = None,
+        chip: str = "auto",
+        watchdog_seconds: float | None = None,
     ) -> Engine:
         """Loads a Hugging Face checkpoint directory (config.json and *.safetensors).
 
@@ -114,25 +129,43 @@ class Engine:
           prefill_tokens: of prompts that go through at the same time, about; chosen if not given.
           hosts: the processes that hold the model together. This one leads; the others call
             engine.runtime.follower.follow. Waits for them. In a process that has not used its devices before.
+          chip: what the devices must be, such as "v5e"; "auto" takes what is there. Names are in
+            engine/planning/chips.py.
+          watchdog_seconds: how long one call on the device may take before it is given up; derived from those before
+            it if not given. See engine/runtime/watchdog.py.
 
         Raises:
+          WrongDevice: the devices there are not those asked for, or cannot be used.
+          OutOfMemory: the device cannot hold the weights.
           UnsupportedCheckpoint: the files are damaged or describe a model that would not be computed exactly.
           NoFeasiblePlan: mesh, layouts, slots, max_length or hosts cannot be had.
           HostLost: another process did not come, or is gone.
         """
-        asked = ModelAsked(checkpoint, open, dtype, weights, kv, mesh, prefill, decode)
+        started = time.perf_counter()
+        asked = ModelAsked(checkpoint, open, dtype, weights, kv, mesh, prefill, decode, chip)
         followers = Followers.gather(hosts, asked.terms()) if hosts else None
         with followers.told_of_failure() if followers else contextlib.nullcontext():
-            loaded = asked.load()
+            try:
+                loaded = asked.load()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise OutOfMemory(
+                    "the device ran out of memory while the weights were loaded: hold them as int8 (model.weights) or "
+                    f"over more chips (engine.mesh) ({error})"
+                ) from error
             if hosts:
                 check_hosts(loaded.placement)
-            return cls(
+            engine = cls(
                 loaded.params,
                 loaded.placement,
-                _options(loaded, slots, max_length, prefill_tokens),
+                fitting_options(loaded, slots, max_length, prefill_tokens),
                 loaded.eos_tokens,
                 followers,
+                watchdog_seconds,
             )
+            engine.load_seconds = time.perf_counter() - started
+            return engine
 
     @overload
     def submit(self, request: GenerateRequest) -> Future[list[Generation]]: ...
@@ -178,6 +211,22 @@ class Engine:
         return dict(self._counters)
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What runs it, in what, and how it is shaped now. Memory is of one device, None where it does not tell."""
+        found = devices_of(self._params)
+        return {
+            "platform": found[0].platform,
+            "device_kind": found[0].device_kind,
+            "devices": len(found),
+            "memory_bytes": memory_stat(found[0], "bytes_limit"),
+            "peak_memory_bytes": memory_stat(found[0], "peak_bytes_in_use"),
+            "dtype": computed_in(self._params),
+            "slots": self.options.slots,
+            "prefill_tokens": self.options.prefill_tokens,
+            "load_seconds": round(self.load_seconds, 3),
+        }
+
+    @property
     def programs(self) -> tuple[str, ...]:
         """Names of the programs compiled so far."""
         return self._programs.names
@@ -185,7 +234,8 @@ class Engine:
     def close(self) -> None:
         """Stops the device thread; requests that are not finished fail with EngineClosed. May be called twice."""
         self._stop(EngineClosed("the engine was closed before this request was finished"))
-        self._thread.join()
+        while self._thread.is_alive() and not self._watchdog.hung:
+            self._thread.join(_JOIN_SECONDS)
 
     def __enter__(self) -> Engine:
         return self
@@ -203,25 +253,79 @@ class Engine:
             self._stopped = self._stopped or reason
             self._wake.notify()
 
+    def _give_up_device(self, hung: DeviceHung) -> None:
+        """Called by the watchdog: the device thread waits for a device that does not answer."""
+        self._stop(hung)
+        self._fail_everything()
+        Departure().announce()  # at exit jax would wait for the device
+        if self._followers:
+            self._followers.close(hung)
+
     # The device thread. Nothing below is called from another.
 
     def _run(self) -> None:
         failure = None
-        try:
+        while True:
+            try:
+                self._serve()
+                break
+            except Exception as error:
+                failure = _explain(error)
+                shrinks = isinstance(failure, OutOfMemory) and not self._followers
+                if not (shrinks and (options := smaller(self.options, self._doing))):
+                    if isinstance(failure, OutOfMemory):
+                        failure = too_large(
+                            self._doing, self._params, self._placement, self.options, failure, bool(self._followers)
+                        )
+                    level = logging.INFO if failure is error else logging.ERROR
+                    logger.log(level, "the device thread stopped", exc_info=True)
+                    self._stop(failure)
+                    break
+            self._start_over(options, failure)  # out of the block, for the error holds on to the cache
+            failure = None
+        if not self._watchdog.hung:
+            self._fail_everything()
+            self._watchdog.close()
+            self._programs.close(failure)
+
+    def _serve(self) -> None:
+        """Until the engine is to stop."""
+        with self._timed("cache"):
             cache = self._programs.new_cache()
-            while self._receive():
-                if self._batcher.scores_waiting:
-                    self._score()
-                if self._batcher.samples_waiting:
-                    cache = self._admit(cache)
-                if self._batcher.running:
-                    cache = self._decode(cache)
-        except Exception as error:
-            failure = _explain(error)
-            logger.log(logging.INFO if failure is error else logging.ERROR, "the device thread stopped", exc_info=True)
-            self._stop(failure)
-        self._fail_everything()
-        self._programs.close(failure)
+        while self._receive():
+            if self._batcher.scores_waiting:
+                self._score()
+            if self._batcher.samples_waiting:
+                cache = self._admit(cache)
+            if self._batcher.running:
+                cache = self._decode(cache)
+
+    def _executor(self) -> Executor:
+        common = (self._params, self._placement, self.options, self._eos_tokens)
+        programs = LeadingExecutor(*common, self._followers) if self._followers else Executor(*common)
+        programs.while_compiling = self._compiling
+        return programs
+
+    def _start_over(self, options: DecodeOptions, failure: EngineError) -> None:
+        """Goes on with programs that need less memory."""
+        logger.warning(
+            "out of memory in %s, going on with %s; to start like this, write it into the job's engine section (%s)",
+            self._doing,
+            difference(self.options, options),
+            failure,
+        )
+        self._counters["out_of_memory_retries"] += 1
+        self.options = options
+        self._programs = self._executor()
+        self._batcher = self._batcher.started_over(options)
+        self._slots = SlotTable(options, self.config.vocab)
+
+    @contextlib.contextmanager
+    def _compiling(self) -> Iterator[None]:
+        start = time.perf_counter()
+        with self._watchdog.paused():
+            yield
+        self._counters["compile_seconds"] += time.perf_counter() - start
 
     def _receive(self) -> bool:
         """Takes what has arrived; waits while there is nothing to do. False when the engine is to stop."""
@@ -244,20 +348,23 @@ class Engine:
         self._receive()
         assert self._stopped
         for future in self._batcher.open_futures():
-            future.set_exception(self._stopped)
+            with contextlib.suppress(InvalidStateError):  # a device that was given up may answer after all
+                future.set_exception(self._stopped)
 
     def _admit(self, cache: Any) -> Any:
         admission = self._batcher.admit()
-        with self._timed():
+        with self._timed("prefill"):
             for bucket, by_part in admission.prefills:
                 tokens, table = self._prefill_arrays(bucket, by_part)
                 cache = self._programs.prefill_into(cache, tokens, table)
                 self._counters["prefill_tokens"] += sum(len(row.token_ids) for rows in by_part for row in rows)
                 self._counters["prefill_tokens_padded"] += tokens.size
+        with self._timed("copy"):
             cache = self._programs.copy_pages(cache, admission.copies)
         for sample in admission.samples:
             self._slots.fill(sample)
-            if sample.index == 0:
+            if not sample.group.is_counted:
+                sample.group.is_counted = True
                 self._counters["prompt_tokens"] += len(sample.group.request.prompt)
         return cache
 
@@ -278,7 +385,7 @@ class Engine:
         running = dict(self._batcher.running)
         refill = self._batcher.samples_waiting
         enough = max(1, len(running) // 8) if refill else len(running)
-        with self._timed():
+        with self._timed("decode"):
             cache, after, generated, steps = self._programs.decode(cache, self._slots.pages, self._slots.state, enough)
             counts = self._slots.update(after)
             produced = jax.tree.map(np.asarray, generated)
@@ -331,22 +438,25 @@ class Engine:
         tokens = np.zeros((self.options.rows(bucket), bucket), np.int32)
         for row, scoring in enumerate(batch):
             tokens[row, : len(scoring.request.tokens)] = scoring.request.tokens
-        try:
-            with self._timed():
-                logprobs, greedy = (np.asarray(x) for x in self._programs.score(tokens))
-        except Exception as error:
-            for scoring in batch:
-                scoring.future.set_exception(_explain(error))
-            raise
+        with self._timed("score"):
+            logprobs, greedy = (np.asarray(x) for x in self._programs.score(tokens))
         self._counters["prefill_tokens_padded"] += tokens.size
+        scores = []
         for row, scoring in enumerate(batch):
             scored = slice(scoring.request.start - 1, len(scoring.request.tokens) - 1)
             self._counters["prefill_tokens"] += len(scoring.request.tokens)
             self._counters["scored_tokens"] += scored.stop - scored.start
-            scoring.future.set_result(Score(tuple(logprobs[row, scored].tolist()), tuple(greedy[row, scored].tolist())))
+            scores.append(Score(tuple(logprobs[row, scored].tolist()), tuple(greedy[row, scored].tolist())))
+        self._batcher.finish_scores(scores)
 
-    def _timed(self) -> _DeviceTime:
-        return _DeviceTime(self._counters)
+    @contextlib.contextmanager
+    def _timed(self, doing: str) -> Iterator[None]:
+        """Around what waits for the device: under the eye of the watchdog, its time added to `device_seconds`."""
+        self._doing = doing
+        start = time.perf_counter()
+        with self._watchdog.call(doing):
+            yield
+        self._counters["device_seconds"] += time.perf_counter() - start
 
 
 _COUNTERS = (
@@ -358,52 +468,13 @@ _COUNTERS = (
     "decode_steps",
     "slot_steps_busy",  # decode steps times slots that were running in them
     "slot_steps_total",  # decode steps times slots
+    "out_of_memory_retries",  # how often the loop began again with smaller programs
 )
-
-
-class _DeviceTime:
-    """Adds the wall time of its block to `device_seconds`."""
-
-    def __init__(self, counters: dict[str, int | float]) -> None:
-        self._counters = counters
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._counters["device_seconds"] += time.perf_counter() - self._start
-
-
-def _options(loaded: Loaded, slots: int | None, max_length: int | None, prefill_tokens: int | None) -> DecodeOptions:
-    config, decode = loaded.placement.config, loaded.placement.decode
-    options = choose_options(
-        platform=loaded.device.platform,
-        context_tokens=config.context_tokens,
-        page_bytes_per_token=page_bytes(config, 1, loaded.kv_dtype, decode.cache_kv_heads) // decode.held.stages,
-        cache_budget_bytes=_cache_budget_bytes(loaded.device, loaded.params),
-        slots=slots,
-        max_length=max_length,
-        prefill_tokens=prefill_tokens,
-        kv_dtype=loaded.kv_dtype,
-        layouts=loaded.placement.layouts,
-    )
-    layouts = loaded.placement.layouts
-    logger.info("engine: %s on %s x %s, %s, %s", loaded.dtype, layouts.mesh, loaded.device, layouts, options)
-    return options
-
-
-def _cache_budget_bytes(device: Any, params: Params) -> int:
-    """Memory the KV cache may take on each chip: on CPU a fixed amount, elsewhere most of what the weights leave."""
-    if device.platform == "cpu":
-        return _CPU_CACHE_BYTES // len(jax.local_devices())
-    stats = device.memory_stats() or {}
-    weights = sum(array.addressable_shards[0].data.nbytes for array in jax.tree.leaves(params))
-    return int(0.85 * stats.get("bytes_limit", 16 << 30)) - weights
 
 
 def _explain(error: Exception) -> EngineError:
     if isinstance(error, EngineError):
         return error
-    if "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, MemoryError):
-        return OutOfMemory(f"the device ran out of memory; lower engine.slots or engine.max_length ({error})")
+    if is_out_of_memory(error):
+        return OutOfMemory(f"the device ran out of memory: {str(error).strip() or type(error).__name__}")
     return EngineClosed(f"the device thread stopped: {type(error).__name__}: {error}")

@@ -5,8 +5,11 @@ Host arrays become global arrays here; what comes back for the host is on every 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -37,6 +40,8 @@ class Executor:
         self._placement = placement
         self._programs = ProgramSet(placement, options, eos_tokens, int8)
         self._compiled: dict[str, Any] = {}
+        self.while_compiling: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        """What a compilation is done in."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,7 +87,8 @@ class Executor:
             args = tuple(self._placed(arg, spec) for arg, spec in zip(args, program.in_specs, strict=True))
         if program.name not in self._compiled:
             start = time.perf_counter()
-            self._compiled[program.name] = self._compile(program.jitted(self._placement).lower(*args))
+            with self.while_compiling():
+                self._compiled[program.name] = self._compile(program.jitted(self._placement).lower(*args))
             logger.info("compiled %s in %.1f s", program.name, time.perf_counter() - start)
         return self._compiled[program.name](*args)
 

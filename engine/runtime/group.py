@@ -17,11 +17,28 @@ class Group:
     """The request's own, or what the longest length leaves after its prompt."""
     future: Future[list[Generation]]
     started: int = 0
+    """Of `to_generate`."""
     finished: dict[int, Generation] = field(default_factory=dict)
+    is_counted: bool = False
+    """Whether the prompt is in the counters."""
     part: int = 0
     """Of the slots; where the first sample started."""
     prompt_pages: list[int] = field(default_factory=list)
     """Held from the first sample's start to the last one's, where pages are shared."""
+
+    def __post_init__(self) -> None:
+        self.to_generate = list(range(self.request.samples))
+        """The samples by their indices, in the order in which they start."""
+
+    def start_over(self) -> None:
+        """Forgets slots, pages and what runs; samples that have finished stay finished."""
+        self.to_generate = [index for index in range(self.request.samples) if index not in self.finished]
+        self.started, self.part, self.prompt_pages = 0, 0, []
+
+    @property
+    def all_started(self) -> bool:
+        """All of its samples that are to be generated."""
+        return self.started == len(self.to_generate)
 
     @property
     def prefilled(self) -> int:

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from engine.compilation.placement import Placement
 from engine.compilation.preflight import preflight
-from engine.errors import NoFeasiblePlan
+from engine.errors import NoFeasiblePlan, OutOfMemory
 from engine.families import Open, open_local, read_config
 from engine.layout import Layouts
-from engine.model.params import Params
+from engine.mesh import MeshShape
+from engine.model.params import Params, count
+from engine.planning.chips import named_chip
+from engine.runtime.device_check import check_devices, find_devices
 from engine.weights.load import load_params
 from engine.weights.shards import Shards
 
@@ -43,6 +47,7 @@ class ModelAsked:
     mesh: str | None = None
     prefill: Sequence[str | None] | None = None
     decode: Sequence[str | None] | None = None
+    chip: str = "auto"
 
     def __post_init__(self) -> None:
         for name, value, possible in (
@@ -52,6 +57,8 @@ class ModelAsked:
         ):
             if value not in possible:
                 raise NoFeasiblePlan(f"{name} must be one of {', '.join(possible)}; got {value!r}")
+        if self.chip != "auto":
+            named_chip(self.chip)
 
     def terms(self) -> dict[str, str]:
         """What processes that compute together must agree in. Of the checkpoint headers and samples are read."""
@@ -64,10 +71,16 @@ class ModelAsked:
             "model.weights": self.weights,
             "model.kv": self.kv,
             "engine.mesh": self.mesh or "1x1x1",
+            "engine.chip": self.chip,
         } | {f"engine.{phase}": " ".join(name or "auto" for name in names or ()) for phase, names in layouts.items()}
 
     def load(self) -> Loaded:
-        """Reads what the chips of this process need, straight to where it rests."""
+        """Reads what the chips of this process need, straight to where it rests.
+
+        Raises WrongDevice before it reads anything, and OutOfMemory before it reads weights that cannot fit.
+        """
+        found = find_devices()
+        check_devices(found, MeshShape.parse(self.mesh or "1x1x1"), self.chip, self.dtype)
         facts = read_config(self.checkpoint, self.open)
         layouts = Layouts.asked(facts.model.kv_heads, self.mesh, self.prefill, self.decode)
         placement = Placement.on_devices(facts.model, layouts)
@@ -75,6 +88,14 @@ class ModelAsked:
         dtype = self.dtype
         if dtype == "auto":
             dtype = "bfloat16" if device.platform != "cpu" and facts.dtype == "bfloat16" else "float32"
+        held = self.weights if self.weights == "int8" else dtype
+        least_bytes = count(facts.model) * jnp.dtype(held).itemsize // layouts.mesh.chips
+        if found.memory_bytes and least_bytes > found.memory_bytes:
+            raise OutOfMemory(
+                f"the weights take at least {least_bytes / 2**30:.2f} GiB of each chip in {held} on a mesh of "
+                f"{layouts.mesh}, and each has {found.memory_bytes / 2**30:.2f} GiB. Hold them as int8 (model.weights) "
+                "or over more chips (engine.mesh); penstock plan finds what fits"
+            )
         params = load_params(
             self.checkpoint,
             facts.model,

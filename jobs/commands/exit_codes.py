@@ -1,6 +1,6 @@
 """What the command returns, and the words for it that end every help text."""
 
-DONE, TOO_MANY_FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+DONE, TOO_MANY_FAILED, REFUSED, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 EXIT_CODES = """\
 exit codes:
@@ -9,5 +9,6 @@ exit codes:
        (compile and plan: it does not fit)
   2    the command, the job, the model, the input or the output cannot be used, or the run broke off
   130  interrupted by Ctrl-C
-Finished shards are never lost: after 2 and 130 the same command goes on where it stopped.
+  143  ended by SIGTERM, as when the machine is taken away
+Finished shards are never lost: after 2, 130 and 143 the same command goes on where it stopped.
 """

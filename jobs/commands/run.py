@@ -8,8 +8,10 @@ import io
 import sys
 
 from jobs.commands.arguments import add_job
-from jobs.commands.exit_codes import DONE, INTERRUPTED, TOO_MANY_FAILED
+from jobs.commands.exit_codes import DONE, INTERRUPTED, TERMINATED, TOO_MANY_FAILED
 from jobs.commands.printing import print_lines
+from jobs.termination import Terminated
+from pipeline.errors import RunFailed
 
 NAME = "run"
 SUMMARY = "run a job, or what is missing of it"
@@ -43,8 +45,12 @@ def handle(options: argparse.Namespace) -> int:
     try:
         with quiet:  # Beam's workers print the traceback of every failure, besides raising it
             outcome = run(job, options.flags, console)
-    except KeyboardInterrupt:
-        print(f"interrupted; finished shards stay. To go on:\n  {options.line}", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        is_terminated = isinstance(interrupt, Terminated)
+        how = "ended by SIGTERM" if is_terminated else "interrupted"
+        print(f"{how}; finished shards stay. To go on:\n  {options.line}", file=sys.stderr)
+        return TERMINATED if is_terminated else INTERRUPTED
+    except RunFailed as failure:
+        raise RunFailed(f"{failure}:\n  {options.line}") from failure
     print_lines(outcome_lines(outcome))
     return TOO_MANY_FAILED if outcome.is_over_limit else DONE

@@ -11,7 +11,14 @@ What may stand in a URL, and what of it may be shown, is in `pipeline.urls`. Loc
 paths, all others by URL (gs://, s3://, memory://).
 """
 
-from pipeline.storage.publishing import check_writable, publish_if_absent, publish_over, remove_abandoned, scratch
+from pipeline.storage.publishing import (
+    check_writable,
+    publish_if_absent,
+    publish_over,
+    remove,
+    remove_abandoned,
+    scratch,
+)
 from pipeline.storage.reading import FileFacts, exists, expand, list_names, open_input, read_bytes, stat
 from pipeline.urls import join, redacted, refuse_secrets
 
@@ -28,6 +35,7 @@ __all__ = [
     "read_bytes",
     "redacted",
     "refuse_secrets",
+    "remove",
     "remove_abandoned",
     "scratch",
     "stat",

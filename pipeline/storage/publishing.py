@@ -72,6 +72,16 @@ def publish_over(url: str, data: bytes) -> None:
         raise _not_written("write", url, e) from e
 
 
+def remove(url: str) -> None:
+    """Remove one file, if it is there."""
+    fs, path = resolve_output(url)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            ask(Doing("delete", url), lambda: fs.rm_file(path))
+    except OSError as e:
+        raise OutputError(f"cannot remove {url}: {e}") from e
+
+
 @contextlib.contextmanager
 def scratch(url: str) -> Iterator[Path]:
     """A temporary local file in which to build the content of `url`; publish it before the block ends.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from jobs.job_file import STORED_NAME
 from jobs.status import busy_seconds, read_status, status_lines
 from pipeline.errors import OutputError
+from pipeline.leases import Leases
 from pipeline.sink import write_shard
 from pipeline.workplan import PlanFacts
 from schemas.manifest import ShardEntry
@@ -70,6 +74,27 @@ def test_an_unfinished_job(tmp_path: Path) -> None:
         ("left", "1 shard, 5 rows, about 2.5 s at this rate"),
         ("resume", f"penstock run {output}/{STORED_NAME}"),
     ]
+
+
+def test_who_is_computing_what(tmp_path: Path) -> None:
+    """Of what is done, no more; a lease that its holder could not remove does not count."""
+    output = str(tmp_path / "out")
+    _run_some(tmp_path, output, 1)
+    with contextlib.ExitStack() as stack:
+        for shard in (0, 1, 2):
+            assert stack.enter_context(Leases(output, "run").taken(shard))
+        status = read_status(output)
+    assert [lease.shard for lease in status.open_shards] == [1, 2]
+    lines = dict(status_lines(status))
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    assert lines["open"] == f"{worker}: shards 1, 2, since {status.open_shards[0].taken_at}"
+    many = tuple(
+        dataclasses.replace(status.open_shards[0], shard=shard, worker=f"host-{shard:02}:1") for shard in range(15)
+    )
+    lines = status_lines(dataclasses.replace(status, open_shards=many))
+    assert sum(text.startswith("host-") for _, text in lines) == 10
+    assert ("", "5 more") in lines
+    assert "open" not in dict(status_lines(read_status(output)))
 
 
 def test_a_planned_job_has_no_rate_yet(tmp_path: Path) -> None:

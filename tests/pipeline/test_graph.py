@@ -10,8 +10,12 @@ from typing import Any
 
 import fsspec
 import pytest
+from apache_beam.metrics import MetricsFilter
 
 from pipeline import activity
+from pipeline.counters import NAMESPACE, EngineReport
+from pipeline.manifest import Manifest
+from pipeline.workplan import read_plan
 from schemas.manifest import SUCCESS_NAME, SUMMARY_NAME
 from tests import fake_job
 from tests.fake_engine import FakeEngine
@@ -121,6 +125,27 @@ def test_an_engine_that_always_fails_ends_the_run_unfinished(tmp_path, source, c
     assert not (tmp_path / SUCCESS_NAME).exists()
     assert not (tmp_path / SUMMARY_NAME).exists()
     assert not list(tmp_path.glob("part-*"))
+
+
+def test_a_runner_can_show_what_has_been_done(tmp_path, source, checkpoint) -> None:
+    result = fake_job.run(source, tmp_path, checkpoint, flags=[FN_API, *THREADS])
+    found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))
+    counts = {one.key.metric.name: one.committed for one in found["counters"]}
+    entries = Manifest(str(tmp_path), read_plan(str(tmp_path))).entries()
+    assert (counts["records_ok"], counts["records_failed"]) == (ROWS, 1)
+    assert counts["shards_computed"] == len(entries)
+    assert counts["prompt_tokens"] == sum(entry.prompt_tokens for entry in entries) > 0
+    assert counts["generated_tokens"] == sum(entry.completion_tokens for entry in entries) > 0
+    assert counts["scored_tokens"] == counts["out_of_memory_retries"] == 0
+    (seconds,) = (one.committed for one in found["distributions"] if one.key.metric.name == "shard_milliseconds")
+    assert seconds.count == len(entries)
+
+
+def test_what_the_engine_counts_is_reported_once_by_whichever_shard_ends() -> None:
+    report = EngineReport()
+    assert report.since_last({"decode_steps": 5}) == {"decode_steps": 5}
+    assert report.since_last({"decode_steps": 8, "device_seconds": 0.5}) == {"decode_steps": 3, "device_seconds": 0.5}
+    assert report.since_last({"decode_steps": 8, "device_seconds": 0.5}) == {"decode_steps": 0, "device_seconds": 0}
 
 
 def test_a_cancelled_run_ends_at_once(tmp_path, source, checkpoint) -> None:

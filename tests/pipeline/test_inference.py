@@ -7,18 +7,23 @@ import gc
 import json
 import pickle
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from apache_beam.pvalue import TaggedOutput
 
 import engine
-from engine.errors import EngineClosed
-from pipeline import inference
+from engine.errors import DeviceHung, EngineClosed
+from pipeline import activity, inference
 from pipeline.inference import RunShard, ShardJob, run_shard
+from pipeline.leases import Leases
 from pipeline.manifest import committed
 from pipeline.tokenizer import Tokenizer
 from pipeline.workplan import work_items
+from schemas.lease import LEASES_NAME
 from tests import fake_job
 from tests.fake_engine import FakeEngine
 from tests.pipeline import tiny_tokenizers
@@ -144,6 +149,39 @@ def test_a_lost_engine_is_replaced_by_one(job: ShardJob) -> None:
     assert len(LOADED) == 2
     assert list(third.process(items(job)[0])) == [0]
     assert list(fourth.process(items(job)[1])) == [1]
+
+
+def test_a_worker_whose_device_hangs_ends_and_the_process_of_a_user_says_so_itself(job: ShardJob, monkeypatch) -> None:
+    ended: list[Exception] = []
+    monkeypatch.setattr(inference, "_end_process", ended.append)
+    monkeypatch.setattr(activity, "_driver", threading.Event())
+    hung = DeviceHung("the device does not answer")
+    for expected in ([hung], []):
+        do_fn = ready(job)
+        monkeypatch.setattr(LOADED[-1], "_check", lambda request: (_ for _ in ()).throw(hung))
+        with pytest.raises(DeviceHung):
+            list(do_fn.process(items(job)[0]))
+        assert ended == expected
+        assert not list(Path(job.output, LEASES_NAME).glob("*.json"))
+        ended.clear()
+        activity.start_driving()
+
+
+def test_a_shard_of_another_run_is_put_off_and_then_waited_for(job: ShardJob, caplog) -> None:
+    first, last = ready(job), RunShard(job, is_last=True)
+    last.setup()
+    item = items(job)[0]
+    with Leases(job.output, "another").taken(item.shard), ThreadPoolExecutor(1) as pool:
+        (put_off,) = first.process(item)
+        assert isinstance(put_off, TaggedOutput)
+        assert (put_off.tag, put_off.value) == (RunShard.HELD, item)
+        waiting = pool.submit(lambda: list(last.process(item)))
+        while "waiting for shard 0" not in caplog.text:
+            time.sleep(0.01)
+        assert not waiting.done()
+        run_shard(item, job, FakeEngine(), Tokenizer.load(job.checkpoint))  # by the other run
+        assert waiting.result(timeout=60) == [0]
+    assert LOADED[0].counters["prompt_tokens"] == 0
 
 
 def test_without_a_factory_the_engine_is_loaded_as_the_job_says(job: ShardJob, monkeypatch) -> None:

@@ -16,7 +16,7 @@ from pipeline.manifest import Manifest, committed, summarise
 from pipeline.sink import write_shard
 from pipeline.storage.drivers import resolve
 from pipeline.workplan import PlanFacts, work_items
-from schemas.manifest import Summary, part_name
+from schemas.manifest import ShardEntry, Summary, part_name
 
 from .example_output import contents, plan_example, result_rows, run_example
 
@@ -228,6 +228,18 @@ def test_a_result_file_of_another_shard_or_program_is_refused(local, tmp_path):
     pd.DataFrame({"a": [1]}).to_parquet(part)
     with pytest.raises(OutputError, match=r"part-00001-of-00003\.parquet was not written by Penstock"):
         Manifest(str(out), plan).done()
+
+
+def test_a_result_file_of_a_newer_version_is_not_taken_for_damaged(tmp_path, out, monkeypatch):
+    plan = plan_example(tmp_path, out)
+    facts, item = PlanFacts.of(plan), work_items(plan)[1]
+    with monkeypatch.context() as newer:
+        newer.setattr(ShardEntry, "LATEST", 2)
+        plain = ShardEntry.__init__
+        newer.setattr(ShardEntry, "__init__", lambda self, **fields: plain(self, **{"version": 2, **fields}))
+        write_shard(out, facts, item, result_rows(item, facts))
+    with pytest.raises(OutputError, match=r"cannot be used: .* newer Penstock .*upgrade$"):
+        committed(out, facts, 1)
 
 
 def test_half_a_result_file_is_refused_with_a_way_out(local):

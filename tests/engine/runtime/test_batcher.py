@@ -18,6 +18,7 @@ from engine.runtime.batcher import Batcher, Scoring
 from engine.runtime.group import Group, Sample
 from engine.runtime.request import GenerateRequest, Generation, Sampling, ScoreRequest
 from engine.runtime.slot_memory import OwnPages, SharedPages
+from engine.runtime.smaller import smaller
 
 NUMBERS = count()  # no two prompts share a token, so a page shows whose it is
 GENERATION = Generation((1,), (0.0,), "length")
@@ -66,7 +67,8 @@ PARTS = st.sampled_from(
     st.sampled_from(["paged", "contiguous"]),
 )
 def test_everything_finishes_and_nothing_is_promised_twice(asked, slots, spare_pages, seed, parts, attention) -> None:
-    """Any requests, any number of slots, any parts, down to the fewest pages the options can have."""
+    """Any requests, any number of slots, any parts, down to the fewest pages the options can have, from one moment to
+    the next as well."""
     random = Random(seed)
     shape = options(slots, 8 // parts.of_sequence + 1 + spare_pages, parts, attention)
     batcher = Batcher(shape)
@@ -134,6 +136,12 @@ def test_everything_finishes_and_nothing_is_promised_twice(asked, slots, spare_p
         for slot in list(batcher.running):
             if random.random() < 0.6:
                 finish_one(batcher, slot)
+        if random.random() < 0.1:  # the device's memory did not do
+            shape = smaller(shape, "decode") or shape
+            slots = shape.slots
+            batcher = batcher.started_over(shape)
+            contents.clear()
+            assert not batcher.running
     for each in groups:
         assert len(each.future.result(timeout=0)) == each.request.samples
     assert_nothing_is_held(batcher)
