@@ -32,7 +32,7 @@ from .counters import EngineReport, count_computed, count_found_done, count_left
 from .errors import PenstockError
 from .generation import Generate
 from .leases import LEASE_SECONDS, Leases
-from .manifest import committed
+from .manifest import committed, is_recorded
 from .programs import AUTO, OFF, Programs, default_place
 from .records import record_hash
 from .scoring import Score
@@ -181,10 +181,10 @@ class RunShard(beam.DoFn):
     def _is_there(self, item: WorkItem) -> bool:
         """Whether the result file is there now; False if another run is at it, and may go on."""
         pause_seconds = _FIRST_PAUSE_SECONDS
-        while committed(self._job.output, self._job.plan, item.shard) is None:
+        while not is_recorded(self._job.output, self._job.plan, item.shard):
             with self._leases.taken(item.shard) as is_ours:
                 if is_ours:
-                    if committed(self._job.output, self._job.plan, item.shard) is None:  # not a moment ago either
+                    if committed(self._job.output, self._job.plan, item.shard) is None:
                         self._compute(item)
                     return True
             if not self._is_last:
@@ -203,6 +203,8 @@ class RunShard(beam.DoFn):
         counters = worker.engine.counters
         count_computed(entry, time.monotonic() - started, worker.report.since_last(counters))
         self._record.write(worker.engine.facts, counters)
+        if worker.programs:
+            worker.programs.share()
 
 
 class _Worker:

@@ -49,6 +49,7 @@ class Computed:
     started_at: str | None = None
     seconds: float | None = None
     engine: dict[str, int | float] = field(default_factory=dict)
+    worker: str | None = None
 
 
 class Manifest:
@@ -118,6 +119,12 @@ class Manifest:
         return read_entry(storage.join(self.output, MANIFEST_NAME, entry_name(shard)))
 
 
+def is_recorded(output: str, facts: PlanFacts, shard: int) -> bool:
+    """Whether nothing is left to do for a shard: its result file and its entry are there."""
+    names = storage.join(MANIFEST_NAME, entry_name(shard)), part_name(shard, facts.shards)
+    return all(storage.exists(storage.join(output, name)) for name in names)
+
+
 def committed(output: str, facts: PlanFacts, shard: int) -> ShardEntry | None:
     """The entry of a shard whose result file is there already (made complete if need be), else None."""
     if storage.exists(storage.join(output, part_name(shard, facts.shards))):
@@ -131,11 +138,11 @@ def record_shard(output: str, facts: PlanFacts, shard: int, computed: Computed =
     `computed` is for the writer of the file alone. The entry that is there in the end is returned.
     """
     footer = read_shard(output, facts, shard, copies_failed=True)
-    entry = replace(footer, started_at=computed.started_at, seconds=computed.seconds, engine=computed.engine)
+    entry = replace(footer, **vars(computed))
     url = storage.join(output, MANIFEST_NAME, entry_name(shard))
     if not storage.publish_if_absent(url, entry.to_json()):
         there = read_entry(url)
-        if replace(there, started_at=None, seconds=None, engine={}) == footer:
+        if replace(there, **vars(Computed())) == footer:
             return there
         storage.publish_over(url, entry.to_json())  # it was of a result file that somebody deleted
     return entry

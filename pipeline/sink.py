@@ -25,6 +25,7 @@ from . import storage
 from .errors import OutputError
 from .manifest import Computed, read_shard, record_shard
 from .sources.base import WorkItem
+from .worker_facts import worker_name
 from .workplan import PlanFacts
 
 _BATCH_ROWS = 256
@@ -61,7 +62,7 @@ def write_shard(
                 job_fingerprint=facts.job_fingerprint,
             )
             writer.add_key_value_metadata({FOOTER_KEY: entry.to_json()})
-        computed = Computed(started_at, round(time.monotonic() - started, 3), dict(engine()))
+        computed = Computed(started_at, round(time.monotonic() - started, 3), dict(engine()), worker_name())
         is_ours = storage.publish_if_absent(url, path)
     return record_shard(output, facts, item.shard, computed) if is_ours else read_shard(output, facts, item.shard)
 

@@ -81,7 +81,7 @@ class Plan(Document):
 class ShardEntry(Document):
     """What one finished shard holds. `rows` are written rows; `ok` and `failed` count input records.
 
-    The last three fields are of the run that computed it. They are only in `_manifest`, so that a result file
+    The last four fields are of the run that computed it. They are only in `_manifest`, so that a result file
     is the same to the byte whoever writes it, and are not known (None, empty) of a shard whose writer was
     killed right after the file was published.
     """
@@ -101,6 +101,7 @@ class ShardEntry(Document):
     started_at: str | None = None
     seconds: float | None = None
     engine: dict[str, int | float] = field(default_factory=dict)
+    worker: str | None = None  # host:pid; _workers says more of it
 
 
 @dataclass(frozen=True, kw_only=True)

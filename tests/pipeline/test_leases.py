@@ -7,27 +7,23 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline import leases, storage
+from pipeline.errors import OutputError
 from pipeline.leases import Leases, holders
 from schemas.lease import LEASES_NAME, Lease, lease_name
-
-from .object_store import object_store
 
 OF_ANOTHER_MACHINE = "another-boot/4026531836/1234/5678"
 
 
-@pytest.fixture(params=["local", "object store"])
-def output(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "local":
-        yield str(tmp_path)
-    else:
-        with object_store():
-            yield "s3://bucket/out"
+@pytest.fixture(params=["local", "objects"])
+def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}/out"
 
 
 @pytest.fixture
@@ -202,20 +198,20 @@ def test_leases_are_renewed_while_they_are_held_and_by_one_thread(output: str) -
     assert holders(output) == []
 
 
-def test_a_store_that_fails_does_not_stop_what_is_computed(elsewhere, clock) -> None:
-    with object_store() as store:
-        held = Leases("s3://bucket/out", "run")
-        with held.taken(7):
+def test_a_store_that_fails_does_not_stop_what_is_computed(output: str, monkeypatch, caplog) -> None:
+    caplog.set_level("INFO")
+    held = Leases(output, "run", seconds=0.3)
+    with monkeypatch.context() as patched, held.taken(7):
 
-            def refuse(path: str) -> None:
-                raise ConnectionError(path)
+        def refuse(url: str, data: bytes = b"") -> None:
+            raise OutputError(f"cannot replace {url}: no answer")
 
-            store.fault_before = staticmethod(refuse)
-            clock[0] += 50
-            for lease, written in list(held._held.values()):
-                with pytest.raises(Exception, match="cannot write"):
-                    held._renew_one(lease, written)
-            assert list(held._held)
+        patched.setattr(storage, "publish_over", refuse)
+        while caplog.text.count("could not be renewed") < 2:
+            time.sleep(0.02)
+        patched.setattr(storage, "remove", refuse)
+    assert "stays until it expires" in caplog.text
+    assert [lease.run for lease in holders(output)] == ["run"]
 
 
 def test_what_the_dead_have_left_goes_when_the_job_is_finished(output: str, elsewhere, clock) -> None:

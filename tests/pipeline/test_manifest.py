@@ -42,7 +42,7 @@ def remove(out, *parts):
 
 def untimed(entry):
     """An entry as anybody can derive it from the file."""
-    return dataclasses.replace(entry, started_at=None, seconds=None, engine={})
+    return dataclasses.replace(entry, started_at=None, seconds=None, engine={}, worker=None)
 
 
 def write(out, plan, shard, **changes):

@@ -50,7 +50,7 @@ def read_entry(out, shard):
 
 def in_footer(entry):
     """An entry as it is in the footer: without what is of the run."""
-    return dataclasses.replace(entry, started_at=None, seconds=None, engine={})
+    return dataclasses.replace(entry, started_at=None, seconds=None, engine={}, worker=None)
 
 
 def test_a_shard_is_written_in_input_order_with_its_counts(tmp_path, out):
