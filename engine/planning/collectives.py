@@ -53,6 +53,9 @@ class Collective:
     """D of the whole: the gathered array, or the array before it is scattered."""
     times: int = 1
 
+    def repeated(self, times: int) -> Collective:
+        return Collective(self.what, self.kind, self.groups, self.sizes, self.bytes, self.times * times)
+
     @property
     def axes(self) -> Axes:
         return tuple(axis for group in self.groups for axis in group)

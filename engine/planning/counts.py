@@ -115,7 +115,7 @@ def _sent(
     phase: Phase,
     tokens: int,
     activation_bytes: int,
-    weight_bytes: int,
+    weight_bytes: int | float,
     micro_tokens: int,
 ) -> tuple[Sent, ...]:
     traffic = Traffic(config, layout, held, phase, tokens, activation_bytes, weight_bytes, micro_tokens)
@@ -205,7 +205,7 @@ def _positions(program: Program) -> float:
 def _weight_bytes(program: Program) -> float:
     """Of prefill's last layer only keys and values; of the embedding table only as a head."""
     config, item = program.config, ITEM_BYTES[program.weights]
-    own = own_numbers(config, program.held, program.layouts.decode)
+    own = own_numbers(config, program.held, program.at_rest)
     read = 0.0
     for name, declared in program.layer.items():
         layers = config.layers - (program.phase == "prefill" and name not in ("key", "value"))

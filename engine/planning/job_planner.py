@@ -33,6 +33,7 @@ from engine.planning.planner import (
     PhasePlan,
     Pinned,
     candidates,
+    layouts_of,
     meshes_to_try,
     shortfall,
     slice_names,
@@ -282,14 +283,12 @@ class _Rough:
 
 def _rough_plans(asked: JobAsked, on: Slice) -> Iterator[_Rough]:
     """All pairs of good layouts, one for each phase."""
-    workload = asked.workload
-    lengths = Counter(_bucket(workload, tokens) for tokens in workload.prompts)
-    common = max(lengths, key=lambda bucket: bucket * lengths[bucket])
+    common = _common_bucket(asked.workload)
     for mesh, wraps in meshes_to_try(asked.config, on, asked.mesh).items():
         prompts = _prefill_choices(asked, on, mesh, common)
         for prompt, decode in itertools.product(prompts, _decode_choices(asked, on, mesh)):
             try:
-                layouts = Layouts.of(mesh, prompt.layout.names, decode.layout.names)
+                layouts = layouts_of(mesh, prompt.layout.names, decode.layout.names)
             except NoFeasiblePlan:  # one phase 1D and the other 2D
                 continue
             if indivisible(asked.config, layouts) is None:
@@ -306,8 +305,13 @@ def _rough_plans(asked: JobAsked, on: Slice) -> Iterator[_Rough]:
                 )
 
 
-def _bucket(workload: Workload, tokens: int) -> int:
-    return next((one for one in buckets_of(workload) if one >= tokens), workload.max_length)
+@lru_cache(maxsize=16)
+def _common_bucket(workload: Workload) -> int:
+    """That most tokens of prompts are padded to."""
+    buckets, lengths = buckets_of(workload), Counter[int]()
+    for tokens, times in Counter(workload.prompts).items():
+        lengths[next((one for one in buckets if one >= tokens), workload.max_length)] += times
+    return max(lengths, key=lambda bucket: bucket * lengths[bucket])
 
 
 def _decode_choices(asked: JobAsked, on: Slice, mesh: MeshShape) -> list[PhasePlan]:
@@ -353,8 +357,8 @@ def _prefill_choices(asked: JobAsked, on: Slice, mesh: MeshShape, bucket: int) -
             asked.kv,
             replace(asked.prefill, mesh=mesh),
         )
-        plans = sorted(candidates(phase, on), key=lambda plan: (not plan.fits, plan.seconds))
-        found += plans[:_PREFILL_CHOICES]
+        plans = sorted(candidates(phase, on), key=lambda plan: plan.seconds)
+        found += list(itertools.islice((plan for plan in plans if plan.fits), _PREFILL_CHOICES)) or plans[:1]
     return found
 
 

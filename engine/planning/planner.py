@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from engine.errors import NoFeasiblePlan
 from engine.layout import AttentionSharding, Feedforward, HeldSizes, Layout, Layouts, check_divides, indivisible
@@ -212,7 +212,17 @@ def rows_of(asked: Asked, layouts: Layouts) -> int | None:
 
 def _layouts(mesh: MeshShape, names: tuple[Feedforward, AttentionSharding]) -> Layouts:
     """The other phase, which is not asked about, has the same, as in `penstock compile`."""
-    return Layouts.of(mesh, names, names)
+    return layouts_of(mesh, names, names)
+
+
+@lru_cache(maxsize=4096)
+def layouts_of(
+    mesh: MeshShape,
+    prefill: tuple[Feedforward, AttentionSharding],
+    decode: tuple[Feedforward, AttentionSharding],
+) -> Layouts:
+    """Kept, with all that is derived from them: the same few layouts are tried with many batches."""
+    return Layouts.of(mesh, prefill, decode)
 
 
 def meshes_to_try(config: ModelConfig, on: Slice, pinned: MeshShape | None = None) -> dict[MeshShape, Wraps]:
@@ -222,7 +232,7 @@ def meshes_to_try(config: ModelConfig, on: Slice, pinned: MeshShape | None = Non
     """
     if pinned:
         return {pinned: on.mesh_wraps(pinned)}
-    meshes = {mesh: wraps for mesh, wraps in on.meshes().items() if not (mesh.y == 1 and mesh.z > 1)}
+    meshes = {mesh: wraps for mesh, wraps in on.meshes.items() if not (mesh.y == 1 and mesh.z > 1)}
     sides = width(config, HeldSizes(config.heads, config.kv_heads, config.vocab))
     moved = {mesh: paper_volume(Layout(mesh), config.embed, sides).per_token for mesh in meshes}
     most = 2 * min(moved.values())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -77,7 +77,8 @@ class Slice:
         first, second, third = (self.chip.is_ring(size) for size in (*self.shape, 0, 0)[:3])
         return first, second, third and len(self.shape) == 3
 
-    def meshes(self) -> dict[MeshShape, Wraps]:
+    @cached_property
+    def meshes(self) -> Mapping[MeshShape, Wraps]:
         """Every mesh that lies on the slice, with the axes that are rings."""
         found: dict[MeshShape, Wraps] = {}
         if not self.chip.is_tpu:
@@ -99,7 +100,7 @@ class Slice:
                 f"a mesh of {mesh} is {mesh.chips} devices, and {self} has {devices}; use {self.mesh}, or another "
                 f"product of {devices}"
             )
-        return self.meshes().get(mesh, (False, False, False))
+        return self.meshes.get(mesh, (False, False, False))
 
     def _closes(self, axes: list[int]) -> bool:
         """An axis made of several is sent along all of them, as they lie: it is as slow as the slowest."""

@@ -13,8 +13,6 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.planning.compiled_plan import checked_table, compiled
-from jobs.planning.plot import draw
 from jobs.planning.prices import Prices, read_prices
 from pipeline.errors import JobError
 
@@ -45,8 +43,14 @@ def run(options: argparse.Namespace, console: Console) -> bool:
         print(f"error: {answer.problem}", file=sys.stderr)
         return False
     if options.plot:
+        from jobs.planning.plot import draw
+
         draw(options.plot, answer.title, answer.drawings())
-    found = compiled(model, answer.programs) if options.compile else []
+    found = []
+    if options.compile:
+        from jobs.planning.compiled_plan import checked_table, compiled  # jax, and the compiler
+
+        found = compiled(model, answer.programs)
     if options.json:
         print(json.dumps(said | ({"compiled": found} if options.compile else {}), indent=2))
     else:

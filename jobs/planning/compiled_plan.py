@@ -7,13 +7,12 @@ from typing import Any
 
 from rich.table import Table
 
-from engine.compilation.compile_check import DTYPES, Question, check
+from engine.compilation.compile_check import Question, check
 from engine.planning.planner import PhasePlan
+from engine.planning.program import DTYPE_NAMES
 from jobs.planning.words import gib, time_words
 from pipeline.errors import JobError
 from pipeline.storage import open_input
-
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def compiled(model: str, plans: Iterable[PhasePlan]) -> list[dict[str, Any]]:

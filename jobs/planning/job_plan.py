@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from engine.compilation.compile_check import read_model
+from engine.compilation.model_named import read_model
 from engine.planning.frontier import frontier
 from engine.planning.job_planner import JobAsked, JobDoesNotFit, JobPlan, choose, job_plans
 from engine.planning.planner import PhasePlan, Pinned

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.compilation.compile_check import DTYPES, read_model
+from engine.compilation.model_named import read_model
 from engine.planning.frontier import frontier
 from engine.planning.planner import Asked, DoesNotFit, Found, PhasePlan, Pinned, search, sweep
+from engine.planning.program import DTYPE_NAMES, DTYPES
 from engine.planning.slices import Slice, named_slices
-from jobs.planning.compiled_plan import DTYPE_NAMES
 from jobs.planning.plot import Drawing, Point, roofline
 from jobs.planning.prices import Prices
 from pipeline.errors import JobError

@@ -26,7 +26,7 @@ def everything(asked: Asked, on: Slice) -> list[PhasePlan]:
     """All that divides and fits, over all meshes and layouts, however alike or hopeless."""
     found = []
     ffns, attentions = ("ws1d", "ws2d", "wg-x", "wg-xy", "wg-xyz"), ("heads", "batch", "sequence")
-    for (mesh, wraps), ffn, attention in itertools.product(on.meshes().items(), ffns, attentions):
+    for (mesh, wraps), ffn, attention in itertools.product(on.meshes.items(), ffns, attentions):
         layouts = Layouts.of(mesh, (ffn, attention), (ffn, attention))
         try:
             check_divides(asked.config, layouts)
