@@ -29,6 +29,8 @@ class Calibration:
     """From a chip to the next, starting the collective included."""
     exposed_fraction: float
     """Of the shorter of weights and collectives: what is not hidden under the longer."""
+    network_hop_seconds: float = 5e-5
+    """From a slice, or a switched domain, to the next. Assumed; nothing of it was measured."""
     unhidden_fraction: float = 0.0
     """Of collectives of activations, what shows where products take longer: they stand between products. Gathers of
     weights can go before."""

@@ -160,14 +160,19 @@ def _unused_bytes(program: Program) -> int:
 
 
 def cache_bytes(program: Program) -> int:
-    """Each slot has room for `context_tokens`, rounded up to whole pages."""
+    """Each slot has room for `context_tokens`, rounded up to whole pages; what all share is there once."""
     layout, size = program.layouts.decode, program.layouts.mesh.size
-    blocks = -(-program.context_tokens // PAGE_TOKENS)
-    positions = program.part(blocks, layout.attention_sequence) * PAGE_TOKENS
     heads = max(1, program.held.kv_heads // size(layout.attention_heads))
-    pool = (program.part(program.rows, layout.attention_rows), heads, positions, program.config.head_dim)
-    scales = compact_bytes(pool[:-1], _FLOAT32) if program.kv == "int8" else 0
-    return 2 * _own_layers(program) * (compact_bytes(pool, ITEM_BYTES[program.kv]) + scales)
+
+    def pool(rows: int, tokens: int) -> int:
+        positions = program.part(-(-tokens // PAGE_TOKENS), layout.attention_sequence) * PAGE_TOKENS
+        shape = (rows, heads, positions, program.config.head_dim)
+        scales = compact_bytes(shape[:-1], _FLOAT32) if program.kv == "int8" else 0
+        return compact_bytes(shape, ITEM_BYTES[program.kv]) + scales
+
+    own = pool(program.part(program.rows, layout.attention_rows), program.context_tokens - program.shared_tokens)
+    shared = pool(1, program.shared_tokens) if program.shared_tokens else 0
+    return 2 * _own_layers(program) * (own + shared)
 
 
 def _prefilled_bytes(program: Program) -> int:
@@ -331,7 +336,8 @@ def _leaving(program: Program) -> Moment:
 
 
 def _tokens(program: Program) -> int:
-    return program.rows * program.context_tokens
+    """Of a pass of prefill."""
+    return program.rows * (program.context_tokens - program.shared_tokens) + program.shared_tokens
 
 
 def _pieces(program: Program) -> int:

@@ -47,6 +47,10 @@ class Program:
     weights: Dtype = "bfloat16"
     kv: Dtype = "bfloat16"
     micro_tokens: int = MICRO_TOKENS
+    shared_tokens: int = 0
+    """That all sequences begin with: computed once, kept once, and in decode read once for all."""
+    tokens_a_row: int = 1
+    """Of a step of decode: more than one where it verifies what a draft has guessed."""
 
     @cached_property
     def held(self) -> HeldSizes:
@@ -70,7 +74,23 @@ class Program:
     @property
     def tokens(self) -> int:
         """Of one pass through the model."""
-        return self.rows if self.phase == "decode" else self.rows * self.context_tokens
+        if self.phase == "decode":
+            return self.rows * self.tokens_a_row
+        return self.rows * (self.context_tokens - self.shared_tokens) + self.shared_tokens
+
+    @property
+    def stages(self) -> int:
+        """Of a pipeline over slices; one where there is none."""
+        return self.layouts.mesh.slices
+
+    @property
+    def stage_layers(self) -> int:
+        return self.config.layers // self.stages
+
+    @property
+    def leaves_out_last(self) -> bool:
+        """Whether the last layer computes keys and values alone; in a pipeline all stages run the same program."""
+        return self.phase == "prefill" and self.stages == 1
 
     @property
     def pieces(self) -> int:
@@ -78,7 +98,13 @@ class Program:
         stages = self.layouts.mesh.slices
         if self.phase == "decode" or stages == 1:
             return stages
-        return micro_batches(self.context_tokens, self.tokens, Parts.of(self.layouts))
+        return micro_batches(self.context_tokens, self.rows * self.context_tokens, Parts.of(self.layouts))
+
+    @property
+    def ticks(self) -> int:
+        """In which every stage takes one of the pieces through its layers; while the pipeline fills and drains some of
+        them do it for nobody. A step of decode is as many as there are groups: the next has begun before it ends."""
+        return self.pieces if self.phase == "decode" else self.pieces + self.stages - 1
 
     @property
     def activation_bytes(self) -> int:
