@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from engine.axes import MeshAxis
 from engine.mesh import AXES, MeshShape
-from engine.planning.calibration import Calibration, calibration_of
+from engine.planning.calibration import UNMEASURED_FRACTION, Calibration, calibration_of, is_measured
 from engine.planning.chips import Chip
 from engine.planning.counts import Counts, Sent, counts
 from engine.planning.program import Program
@@ -121,11 +121,15 @@ class Cost:
 def cost(program: Program, *, wraps: Rings | None = None, calibration: Calibration | None = None) -> Cost:
     """`wraps`: which axes of the mesh are rings; if not given, those that are as axes of the chip's torus."""
     done = counts(program)
-    calibration = calibration or calibration_of(program.chip.name)
+    error = calibration.error_fraction if calibration else 0.0
+    if calibration is None:
+        calibration = calibration_of(program.chip.name)
+        known = is_measured(program.phase, program.layout)
+        error = max(calibration.error_fraction, 0.0 if known else UNMEASURED_FRACTION)
     parts, bound = timed(ideal(program, done, wraps), calibration)
     seconds = sum(bound.values())
     shares = {name: value / seconds for name, value in bound.items()}
-    return Cost(program, seconds, parts, shares, done, calibration.error_fraction)
+    return Cost(program, seconds, parts, shares, done, error)
 
 
 def ideal(program: Program, done: Counts, wraps: Rings | None = None) -> Ideal:

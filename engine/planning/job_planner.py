@@ -136,7 +136,8 @@ class JobPlan:
 
     @cached_property
     def decode(self) -> PhasePlan:
-        return self._phase("decode", slot_rows(self.slots, self.parts.chips), self.asked.workload.max_length)
+        rows = slot_rows(self.slots, self.parts.chips, self.parts.stages)
+        return self._phase("decode", rows, self.asked.workload.max_length)
 
     def _phase(self, phase: Phase, rows: int, context_tokens: int) -> PhasePlan:
         asked = Asked(self.asked.config, phase, rows, context_tokens, self.asked.weights, self.asked.kv)
@@ -252,7 +253,7 @@ def job_plans(asked: JobAsked, slices: Sequence[Slice]) -> list[JobPlan]:
     nearest: list[JobPlan] = []
     for on in slices:
         rough = list(_rough_plans(asked, on))
-        best = [one.plan for one in sorted(rough, key=lambda one: one.seconds) if one.peak_bytes <= on.limit_bytes]
+        best = [one.plan for one in sorted(rough, key=lambda one: one.rank) if one.peak_bytes <= on.limit_bytes]
         fitting = [plan for plan in best[:_COUNTED_IN_FULL] if plan.fits]
         if not fitting and rough:
             least = min(rough, key=lambda one: one.peak_bytes).plan
@@ -276,7 +277,7 @@ class _Rough:
     """A plan for one worker, before its buckets are counted one by one."""
 
     plan: JobPlan
-    seconds: float
+    rank: float
     """Of every bucket's tokens as of the most common one's."""
     peak_bytes: int
 
@@ -300,7 +301,7 @@ def _rough_plans(asked: JobAsked, on: Slice) -> Iterator[_Rough]:
                 held, other = decode.memory, prompt.memory
                 yield _Rough(
                     plan,
-                    padded * prompt.seconds / prompt.tokens + plan.rough_steps() * decode.seconds,
+                    padded * prompt.rank / prompt.tokens + plan.rough_steps() * decode.rank,
                     held.weights + held.cache + max(held.peak - held.weights - held.cache, other.peak - other.weights),
                 )
 
@@ -334,7 +335,7 @@ def _decode_choices(asked: JobAsked, on: Slice, mesh: MeshShape) -> list[PhasePl
             candidates(Asked(asked.config, "decode", size, workload.max_length, asked.weights, asked.kv, pinned), on)
         )
         if fitting := [plan for plan in plans if plan.fits]:
-            found.append(min(fitting, key=lambda plan: plan.seconds))
+            found.append(min(fitting, key=lambda plan: plan.rank))
         elif plans:
             nearest = min(plans, key=lambda plan: plan.memory.peak)
         if len(found) == _SLOT_CHOICES:
@@ -345,7 +346,7 @@ def _decode_choices(asked: JobAsked, on: Slice, mesh: MeshShape) -> list[PhasePl
 def _prefill_choices(asked: JobAsked, on: Slice, mesh: MeshShape, bucket: int) -> list[PhasePlan]:
     """The best layouts for each number of tokens at a time."""
     found: list[PhasePlan] = []
-    everywhere = Parts(chips=mesh.chips, prefill_rows=mesh.chips)
+    everywhere = Parts(chips=mesh.slice_chips, prefill_rows=mesh.slice_chips, stages=mesh.slices)
     sizes = (asked.prefill_tokens,) if asked.prefill_tokens else PREFILL_TOKENS
     for rows in dict.fromkeys(bucket_rows(bucket, tokens, everywhere) for tokens in sizes):
         phase = Asked(
@@ -357,7 +358,7 @@ def _prefill_choices(asked: JobAsked, on: Slice, mesh: MeshShape, bucket: int) -
             asked.kv,
             replace(asked.prefill, mesh=mesh),
         )
-        plans = sorted(candidates(phase, on), key=lambda plan: plan.seconds)
+        plans = sorted(candidates(phase, on), key=lambda plan: plan.rank)
         found += list(itertools.islice((plan for plan in plans if plan.fits), _PREFILL_CHOICES)) or plans[:1]
     return found
 
@@ -445,7 +446,7 @@ def _can_fit(asked: JobAsked, on: Slice) -> bool:
 
     for mesh in meshes_to_try(asked.config, on, asked.mesh):
         slots = peaks("decode", asked.slots or MIN_ROWS, workload.max_length, replace(asked.decode, mesh=mesh))
-        rows = bucket_rows(bucket, asked.prefill_tokens or bucket, Parts(chips=mesh.chips, prefill_rows=mesh.chips))
+        rows = bucket_rows(bucket, asked.prefill_tokens or bucket, Parts(chips=mesh.slice_chips, prefill_rows=mesh.slice_chips, stages=mesh.slices))
         prompts = peaks(asked.prompt_phase, rows, bucket, replace(asked.prefill, mesh=mesh))
         if slots and prompts:
             held = min(slots, key=lambda memory: memory.peak)
