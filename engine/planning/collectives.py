@@ -34,7 +34,7 @@ class Stage(NamedTuple):
         Of a permutation all of D.
         """
         if self.kind == "collective-permute":
-            return self.bytes
+            return float(self.bytes)
         once = self.bytes * (self.chips - 1) / self.chips
         return 2 * once if self.kind == "all-reduce" else once
 

@@ -167,10 +167,11 @@ class PhasePlan:
 
     @property
     def mfu(self) -> float:
-        """Of what was computed; what is shared is computed once."""
-        computed = self.program.tokens * self.seconds / self.cost.seconds
-        useful = self.tokens if self.asked.phase == "decode" else self.program.tokens
-        return self.cost.mfu * useful / computed
+        """Of tokens that are computed for a use; what is shared is computed once."""
+        asked, useful = self.asked, self.tokens
+        if asked.phase != "decode":
+            useful = asked.batch * (asked.context_tokens - asked.shared_tokens) + asked.shared_tokens
+        return self.cost.mfu * (useful / self.program.tokens) * (self.cost.seconds / self.seconds)
 
     @property
     def chip_seconds_per_token(self) -> float:
@@ -271,16 +272,16 @@ def has_stages(config: ModelConfig, mesh: MeshShape) -> bool:
 
 
 def rows_of(asked: Asked, layouts: Layouts) -> int | None:
-    """Of the program: slots are filled up until they divide over the chips; a prefill that does not is impossible."""
+    """Of the program, in which slots and prompts are filled up until they divide over the chips; None if they cannot."""
     size, parts = layouts.mesh.size, Parts.of(layouts)
     if asked.phase == "decode":
         return slot_rows(asked.batch, parts.chips, parts.stages)
     layout = layouts.prefill
-    rows = math.lcm(size(layout.attention_rows), parts.chips // math.gcd(asked.context_tokens, parts.chips))
-    rows *= micro_batches(asked.context_tokens, asked.batch * asked.context_tokens, parts)
-    if asked.batch % rows or asked.context_tokens % size(layout.attention_sequence):
+    if asked.context_tokens % size(layout.attention_sequence):
         return None
-    return asked.batch
+    fewest = math.lcm(size(layout.attention_rows), parts.chips // math.gcd(asked.context_tokens, parts.chips))
+    fewest *= micro_batches(asked.context_tokens, asked.batch * asked.context_tokens, parts)
+    return -(-asked.batch // fewest) * fewest
 
 
 def _layouts(mesh: MeshShape, names: tuple[Feedforward, AttentionSharding]) -> Layouts:
