@@ -177,9 +177,7 @@ class _Products:
 
 
 @lru_cache(maxsize=1024)
-def _products(
-    config: ModelConfig, held: HeldSizes, phase: Phase, leaves_out_last: bool
-) -> tuple[_Products, _Products]:
+def _products(config: ModelConfig, held: HeldSizes, phase: Phase, leaves_out_last: bool) -> tuple[_Products, _Products]:
     """Outside of the layers, and of all of them; prefill ends with the last layer's keys and values."""
     each = {name: _product(config, one) for name, one in declare_layer(config, held).items() if one.is_matrix}
     whole = _sum_of(each.values())

@@ -446,7 +446,11 @@ def _can_fit(asked: JobAsked, on: Slice) -> bool:
 
     for mesh in meshes_to_try(asked.config, on, asked.mesh):
         slots = peaks("decode", asked.slots or MIN_ROWS, workload.max_length, replace(asked.decode, mesh=mesh))
-        rows = bucket_rows(bucket, asked.prefill_tokens or bucket, Parts(chips=mesh.slice_chips, prefill_rows=mesh.slice_chips, stages=mesh.slices))
+        rows = bucket_rows(
+            bucket,
+            asked.prefill_tokens or bucket,
+            Parts(chips=mesh.slice_chips, prefill_rows=mesh.slice_chips, stages=mesh.slices),
+        )
         prompts = peaks(asked.prompt_phase, rows, bucket, replace(asked.prefill, mesh=mesh))
         if slots and prompts:
             held = min(slots, key=lambda memory: memory.peak)

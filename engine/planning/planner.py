@@ -272,7 +272,7 @@ def has_stages(config: ModelConfig, mesh: MeshShape) -> bool:
 
 
 def rows_of(asked: Asked, layouts: Layouts) -> int | None:
-    """Of the program, in which slots and prompts are filled up until they divide over the chips; None if they cannot."""
+    """Of the program: slots and prompts are filled up until they divide over the chips; None if they cannot."""
     size, parts = layouts.mesh.size, Parts.of(layouts)
     if asked.phase == "decode":
         return slot_rows(asked.batch, parts.chips, parts.stages)
@@ -358,7 +358,9 @@ def _why_none(asked: Asked, slices: Sequence[Slice], possible: Sequence[PhasePla
         needs["draft model"] = nearest.peak_bytes - held.peak
     what = f"{asked.phase} of {asked.batch} x {asked.context_tokens} tokens does not fit {where}"
     best = f"{nearest.on}, {nearest.layout.ffn}, attention over {nearest.layout.attention}"
-    return DoesNotFit(shortfall(what, best, nearest.peak_bytes, limit, needs, _changes_that_fit(asked, nearest.on)), nearest)
+    return DoesNotFit(
+        shortfall(what, best, nearest.peak_bytes, limit, needs, _changes_that_fit(asked, nearest.on)), nearest
+    )
 
 
 def shortfall(

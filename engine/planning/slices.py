@@ -164,8 +164,8 @@ def _check(text: str, chip: Chip, shape: tuple[int, ...]) -> None:
         if len(shape) != 1 or not 1 <= shape[0] <= chip.domain:
             most = f"{chip.name}:{chip.domain}"
             raise NoFeasiblePlan(
-                f"{text} does not exist: {chip.name}s are 1 to {chip.domain} behind one switch, and layers are not split "
-                f"over the network between switches; more are a pipeline, such as 2*{most}"
+                f"{text} does not exist: {chip.name}s are 1 to {chip.domain} behind one switch, and layers are not "
+                f"split over the network between switches; more are a pipeline, such as 2*{most}"
             )
         return
     if len(shape) != len(chip.pod):

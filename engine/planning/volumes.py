@@ -344,7 +344,12 @@ def _gathered_in(axes: Axes) -> tuple[Axes, ...]:
 
 @lru_cache(maxsize=4096)
 def _gathers(
-    config: ModelConfig, layout: Layout, held: HeldSizes, gathered: Axes, names: tuple[str, ...], item_bytes: int | float
+    config: ModelConfig,
+    layout: Layout,
+    held: HeldSizes,
+    gathered: Axes,
+    names: tuple[str, ...],
+    item_bytes: int | float,
 ) -> tuple[Collective, ...]:
     """Of weights, whatever the number of tokens."""
     layer, found = declare_layer(config, held), list[Collective]()

@@ -62,7 +62,7 @@ def test_the_plan_is_the_paper_s_where_nothing_is_pinned(
 
 
 def test_a_layout_that_no_point_had_must_win_by_more_than_the_error() -> None:
-    """1D by its formula is 17 % faster for 62B on 8 chips; it was never measured, and the TPU compiler has it slower."""
+    """1D by its formula is 17 % faster for 62B on 8 chips; it was never measured, and the compiler has it slower."""
     asked = Asked(named_model("palm-62b"), "decode", 512, 2112)
     plans = search(asked, [Slice.parse("v4:2x2x2")]).plans
     one = min((plan for plan in plans if plan.layout.ffn == "ws1d"), key=lambda plan: plan.seconds)

@@ -84,7 +84,10 @@ def test_a_round_is_guesses_and_a_pass_over_them() -> None:
 def test_many_sequences_are_slower_with_a_draft() -> None:
     """What a step computes then takes its time, and guesses that are refused are computed too."""
     pinned = Pinned(MeshShape(1, 2, 2), "ws1d", "heads")
-    asked, on = Asked(named_model("llama-3.1-70b"), "decode", 512, 512, "int8", pinned=pinned), [Slice.parse("v5p:2x2x1")]
+    asked, on = (
+        Asked(named_model("llama-3.1-70b"), "decode", 512, 512, "int8", pinned=pinned),
+        [Slice.parse("v5p:2x2x1")],
+    )
     some = replace(asked, speculation=Speculation(CONFIG, 4, 0.5))
     assert search(some, on).plans[0].seconds_per_token > search(asked, on).plans[0].seconds_per_token
 
