@@ -78,12 +78,12 @@ ELSEWHERE = replace(
 
 
 UNMEASURED_FRACTION = 0.3
-"""One standard deviation where no point had the layout. The TPU compiler's estimate of a layer of 62B on 8 v4, in 2D and
-in 1D, is 1.08 and 1.16 ms; by the formulas 1D would take 0.83 times as long as 2D, not 1.07 times: 30 % apart."""
+"""One standard deviation where no point had the layout. The TPU compiler's estimate of a layer of 62B on 8 v4, in 2D
+and in 1D, is 1.08 and 1.16 ms; by the formulas 1D would take 0.83 times as long as 2D, not 1.07 times: 30 % apart."""
 
 
 def is_measured(phase: str, layout: Layout) -> bool:
-    """Whether some point had it: weights in place in two dimensions, or gathered over all axes. One chip has no layout."""
+    """Whether some point had it: weights in place in two dimensions, or gathered over all axes; one chip has none."""
     if layout.mesh.slice_chips == 1:
         return True
     if layout.ffn == "wg-xyz":

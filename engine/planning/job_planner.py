@@ -293,7 +293,7 @@ def _rough_plans(asked: JobAsked, on: Slice) -> Iterator[_Rough]:
             except NoFeasiblePlan:  # one phase 1D and the other 2D
                 continue
             if indivisible(asked.config, layouts) is None:
-                tokens = asked.prefill_tokens or prompt.tokens
+                tokens = asked.prefill_tokens or prompt.asked.batch * prompt.asked.context_tokens
                 plan = JobPlan(asked, on, 1, layouts, wraps, decode.asked.batch, tokens)
                 padded = sum(
                     times * bucket * bucket_rows(bucket, tokens, plan.parts) for bucket, times in plan.rough_prefills()

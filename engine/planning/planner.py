@@ -1,8 +1,8 @@
 """The search for one phase of a model: on which mesh of a slice, and in which layouts, is it the fastest?
 
 The meshes that lie on the slice (engine/planning/slices.py), but for those in 2D that move twice as much as the best
-of them by the paper's formula, are tried with every layout that differs there: where X is one, weight-stationary is 1D, and
-gathering over an axis of one chip gathers nothing more. What does not divide, or does not fit, is left out; what is
+of them by the paper's formula, are tried with every layout that differs there: where X is one, weight-stationary is 1D,
+and gathering over an axis of one chip gathers nothing more. What does not divide, or does not fit, is left out; what is
 pinned stays as it is. A cost and a peak each take a fraction of a millisecond (engine/planning/cost.py, memory.py).
 """
 
