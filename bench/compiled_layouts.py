@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from engine.compilation.compile_check import DTYPES, Phase, Question, check
+from engine.compilation.compile_check import Phase, Question, check
 from engine.errors import EngineError
 from engine.layout import AttentionSharding, Feedforward, held_sizes
 from engine.planning.memory import memory
-from engine.planning.program import Dtype, Program
+from engine.planning.program import DTYPES, Dtype, Program
 from engine.planning.volumes import Traffic
 
 LAYERS = 3

@@ -11,19 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from engine.compilation.hlo_report import Report, report
+from engine.compilation.model_named import read_model
 from engine.compilation.topology import Topology
 from engine.compilation.tpu_compiler import Compiled, compile_programs, mesh_axes
-from engine.errors import NoFeasiblePlan, UnsupportedCheckpoint
-from engine.families import Open, open_local, read_config
+from engine.errors import NoFeasiblePlan
+from engine.families import Open, open_local
 from engine.layout import Layout, Layouts
 from engine.mesh import MeshShape
 from engine.model.config import ModelConfig
-from engine.planning.named_models import NAMED_MODELS
-from engine.planning.program import Dtype
+from engine.planning.program import DTYPES
 
 Phase = Literal["prefill", "decode"]
-
-DTYPES: dict[str, Dtype] = {"bf16": "bfloat16", "int8": "int8"}
 
 ESTIMATES = "all times are the TPU compiler's estimates; nothing was measured"
 
@@ -173,21 +171,6 @@ class Answer:
             "compile_seconds": compiled.seconds,
             "warnings": self.warnings,
         }
-
-
-def read_model(name: str, open: Open = open_local) -> ModelConfig:
-    """A published model by its name, or the one that a checkpoint holds."""
-    if name.lower() in NAMED_MODELS:
-        return NAMED_MODELS[name.lower()]
-    try:
-        return read_config(name, open).model
-    except UnsupportedCheckpoint as error:
-        if "/" in name or "there is no checkpoint" not in str(error):
-            raise
-        raise NoFeasiblePlan(
-            f"{name!r} is neither a directory with a checkpoint nor a model known by name; those are "
-            f"{', '.join(NAMED_MODELS)}"
-        ) from error
 
 
 def with_layers(config: ModelConfig, layers: int) -> ModelConfig:

@@ -1,9 +1,12 @@
 """Measures the processor that this runs on (engine/planning/machine.py says what for).
 
-The engine's own programs are timed with models of two sizes, in float32, and their times put down by non-negative least
-squares of the relative errors to operations, bytes of weights, calls, layers, rows, positions, logits, bytes of the
-cache and vector work. Products alone, with few and with many rows, say how other dtypes compare with float32. Nothing
-is taken from a data sheet.
+The engine's own programs are timed with models of two sizes, in float32, from the host's arrays to the host's arrays as
+the engine calls them. Their times are put down by non-negative least squares of the relative errors to operations, bytes
+of weights, calls, layers, rows, positions, logits, bytes of the cache and vector work. Products alone, with few and with
+many rows, say how other dtypes compare with float32. Nothing is taken from a data sheet.
+
+All programs take turns, and the shortest of each one's runs counts: what disturbs the machine for a while lengthens one
+run of many programs, and no program's shortest.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -41,7 +44,8 @@ from engine.steps.decode import RUNNING, empty_slots
 logger = logging.getLogger(__name__)
 
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16", "int8")
-_LEAST_RUNS, _MOST_RUNS, _SECONDS = 5, 50, 1.0
+_LEAST_RUNS, _MOST_RUNS, _SECONDS = 5, 50, 45.0
+"""Of every program, and of all of them together if they are fast."""
 _WEIGHT_BYTES = 96 << 20
 """Products go through so many, which is more than a processor's caches."""
 _ROWS = (8, 32, 128, 256)
@@ -65,6 +69,16 @@ class Measured(NamedTuple):
     seconds: float
 
 
+class Timed(NamedTuple):
+    """A program that is to be timed."""
+
+    work: Ideal
+    run: Callable[[], Any]
+    """Until its results are on the host."""
+    times: int = 1
+    """That the work is in a run."""
+
+
 _UNIT = Chip(
     name="unit",
     hbm_bytes=1.0,
@@ -79,8 +93,10 @@ _UNIT = Chip(
 
 
 def measure(dtypes: tuple[Dtype, ...] = DTYPES) -> Machine:
-    """Takes one to two minutes, most of it compiling. Whatever else runs at the time is in the numbers."""
-    programs = [measured for size in _SIZES for measured in measure_programs(_model(*size))]
+    """Takes one to two minutes, half of it compiling. The machine should do nothing else at the time."""
+    timed = [one for size in _SIZES for one in programs_to_time(_model(*size))]
+    shortest = take_turns([one.run for one in timed])
+    programs = [Measured(one.work, seconds / one.times) for one, seconds in zip(timed, shortest, strict=True)]
     each, error = fit_programs(programs)
     alone: dict[Dtype, Rates] = {dtype: measure_products(dtype) for dtype in ("float32", *dtypes)}
     products: dict[Dtype, Rates] = {
@@ -109,7 +125,7 @@ def measure(dtypes: tuple[Dtype, ...] = DTYPES) -> Machine:
 def measure_products(dtype: Dtype) -> Rates:
     """A line through the times of products with different numbers of rows."""
     outputs, inputs = 4096, 1024
-    count = max(1, _WEIGHT_BYTES // (outputs * inputs * ITEM_BYTES[dtype]))
+    count = max(1, int(_WEIGHT_BYTES / (outputs * inputs * ITEM_BYTES[dtype])))
     rng = np.random.default_rng(0)
     plain = rng.standard_normal((outputs, inputs), np.float32)
     one: Any = quantize(plain) if dtype == "int8" else jnp.asarray(plain, dtype)
@@ -117,10 +133,9 @@ def measure_products(dtype: Dtype) -> Rates:
     activations = jnp.float32 if dtype == "float32" else jnp.bfloat16
     program = jax.jit(lambda x, weights: sum(jnp.sum(linear(x, weight)[:, 0]) for weight in weights))
     numbers = count * outputs * inputs
-    times = []
-    for rows in _ROWS:
-        x = jnp.asarray(rng.standard_normal((rows, inputs), np.float32), activations)
-        times.append(_seconds(lambda x=x: program(x, weights)) / numbers)
+    inputs_of = [jnp.asarray(rng.standard_normal((rows, inputs), np.float32), activations) for rows in _ROWS]
+    shortest = take_turns([partial(program, x, weights) for x in inputs_of], _SECONDS / 10)
+    times = [seconds / numbers for seconds in shortest]
     # Relative errors: few rows matter as much as many.
     columns = np.array([[ITEM_BYTES[dtype], 2.0 * rows] for rows in _ROWS])
     per_byte, per_flop = _positive(columns, np.array(times))
@@ -128,8 +143,8 @@ def measure_products(dtype: Dtype) -> Rates:
     return Rates(flops_per_second=float(1 / max(per_flop, 1e-18)), bytes_per_second=float(1 / max(per_byte, 1e-18)))
 
 
-def measure_programs(config: ModelConfig) -> Iterator[Measured]:
-    """Steps of decode with several numbers of slots and lengths, and prefill."""
+def programs_to_time(config: ModelConfig) -> Iterator[Timed]:
+    """Steps of decode with several numbers of slots and lengths; prefill, and its keys and values into the cache."""
     rng = np.random.default_rng(1)
     params = build(config, lambda _, one: jnp.asarray(rng.standard_normal(one.shape, np.float32) * np.float32(0.02)))
     placement = Placement(config, Layouts())
@@ -142,15 +157,26 @@ def measure_programs(config: ModelConfig) -> Iterator[Measured]:
             slots=slots,
         )
         yield from _steps(ProgramSet(placement, options), params)
+    programs = ProgramSet(placement, options)
+    cache = [_compiled(programs.new_cache(), placement)()]
     for length in _PROMPTS:
         rows = options.rows(length)
         tokens = np.ones((rows, length), np.int32)
-        prefill = _compiled(ProgramSet(placement, options).prefill(rows, length), placement, params, tokens)
-        seconds = _seconds(partial(prefill, params, tokens))
-        yield Measured(_work(config, "prefill", rows, length), seconds)
+        prefill = _compiled(programs.prefill(rows, length), placement, params, tokens)
+        keys, values = prefill(params, tokens)
+        blocks = options.pages_of(length)
+        table = np.arange(rows * blocks, dtype=np.int32).reshape(1, rows, blocks)
+        insert = _compiled(programs.insert(rows, length), placement, cache[0], keys, values, table)
+
+        def prefilled(prefill: Any = prefill, insert: Any = insert, tokens: Any = tokens, table: Any = table) -> Any:
+            keys, values = prefill(params, tokens)
+            cache[0] = insert(cache[0], keys, values, table)
+            return cache[0]
+
+        yield Timed(_work(config, "prefill", rows, length), prefilled)
 
 
-def _steps(programs: ProgramSet, params: Params) -> Iterator[Measured]:
+def _steps(programs: ProgramSet, params: Params) -> Iterator[Timed]:
     config, options = programs.placement.config, programs.options
     slots, pages = options.slots, options.pages_of(options.max_length)
     table = np.full((1, options.slot_rows, pages), NULL_PAGE, np.int32)
@@ -169,12 +195,12 @@ def _steps(programs: ProgramSet, params: Params) -> Iterator[Measured]:
         )
 
         def chunk(state: Any = state) -> Any:
-            cache[0], _, generated, steps = decode(params, cache[0], table, state, np.int32(slots))
-            return generated, steps
+            cache[0], after, generated, steps = decode(params, cache[0], table, state, np.int32(slots))
+            return jax.tree.map(np.asarray, (after, generated, steps))
 
-        assert int(chunk()[1]) == options.chunk_steps
+        assert int(chunk()[2]) == options.chunk_steps
         middle = length + options.chunk_steps // 2
-        yield Measured(_work(config, "decode", slots, middle), _seconds(chunk) / options.chunk_steps)
+        yield Timed(_work(config, "decode", options.slot_rows, middle), chunk, options.chunk_steps)
 
 
 def _compiled(program: Compilable, placement: Placement, *args: Any) -> Any:
@@ -218,15 +244,18 @@ def _model(embed: int, ffn: int, heads: int, head_dim: int, vocab: int, layers: 
     )
 
 
-def _seconds(run: Callable[[], Any]) -> float:
-    """The shortest of several runs, after one that compiles: whatever else the machine does only makes them longer."""
-    jax.block_until_ready(run())
-    times = []
-    while len(times) < _LEAST_RUNS or (sum(times) < _SECONDS and len(times) < _MOST_RUNS):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return min(times)
+def take_turns(runs: Sequence[Callable[[], Any]], seconds: float | None = None) -> list[float]:
+    """The shortest time of each, after a run that warms up."""
+    seconds = _SECONDS if seconds is None else seconds
+    shortest, start, rounds = [float("inf")] * len(runs), time.perf_counter(), -1
+    while rounds < _LEAST_RUNS or (time.perf_counter() - start < seconds and rounds < _MOST_RUNS):
+        for at, run in enumerate(runs):
+            before = time.perf_counter()
+            jax.block_until_ready(run())
+            if rounds >= 0:
+                shortest[at] = min(shortest[at], time.perf_counter() - before)
+        rounds += 1
+    return shortest
 
 
 def _positive(columns: np.ndarray, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

@@ -7,15 +7,17 @@ pages: every slot has room for the longest request; and that where slots are in 
 not hold up those behind it.
 
 A large job is not played to its end. It is played for so many requests and for twice as many; the difference is the
-steady state, which goes on, and what is left over is the start and the tail.
+steady state, which goes on, and what is left over is the start and the tail. And many slots are played in small: with
+half the slots, requests, window and shards there are as many steps, and half as much in each.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from engine.planning.buckets import CHUNK_STEPS, PAGE_TOKENS, Parts, bucket_rows, length_buckets
@@ -23,6 +25,12 @@ from engine.planning.buckets import CHUNK_STEPS, PAGE_TOKENS, Parts, bucket_rows
 WINDOW = 1024
 _PLAYED_ROUNDS = 4
 """Requests of so many times the slots show the steady state."""
+
+_FEW_REQUESTS = 1024
+"""Are played to their end."""
+_MANY_SLOTS = 256
+_MANY_PARTS = 32
+"""Twice as many are played in small."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +103,41 @@ class Flow:
         return runs
 
 
+@lru_cache(maxsize=4096)
 def play(workload: Workload, slots: int, requests: int, parts: int = 1) -> Flow:
     """One worker's share of a job: so many requests. Slots are in `parts` where attention is split over the batch."""
     slots = min(slots, workload.open_sequences)
+    scale = 1
+    while slots >= 2 * _MANY_SLOTS * scale and workload.shard_requests >= 2 * scale:
+        if parts > 1 and parts % (2 * scale * _MANY_PARTS):
+            break  # which part gets most is a matter of how many there are
+        scale *= 2
+    if scale > 1:
+        return _scaled(workload, slots, requests, parts, scale)
+    return _counted(workload, slots, requests, parts, WINDOW)
+
+
+def _scaled(workload: Workload, slots: int, requests: int, parts: int, scale: int) -> Flow:
+    """From a world that is so many times smaller, with as many slots in each of its parts."""
+    small = replace(
+        workload,
+        requests=-(-workload.requests // scale),
+        shard_requests=workload.shard_requests // scale,
+    )
+    found = _counted(small, slots // scale, -(-requests // scale), max(1, parts // scale), WINDOW // scale)
+    larger = scale if parts == 1 else 1
+    admitted = {(bucket, most * larger): times for (bucket, most), times in found.admitted.items()}
+    busy = found.slot_steps_busy * requests / -(-requests // scale)
+    return Flow(slots, parts, found.decode_steps, found.chunks, busy, admitted)
+
+
+def _counted(workload: Workload, slots: int, requests: int, parts: int, window: int) -> Flow:
     open_requests = workload.shard_requests * workload.open_shards
     shards_matter = _PLAYED_ROUNDS * slots > open_requests * workload.samples
-    few = max(_PLAYED_ROUNDS * slots // workload.samples, 2 * (open_requests if shards_matter else WINDOW))
-    if requests <= 2 * few:
-        return _played(workload, slots, parts, requests)
-    start, more = (_played(workload, slots, parts, count) for count in (few, 2 * few))
+    few = max(_PLAYED_ROUNDS * slots // workload.samples, 2 * (open_requests if shards_matter else window))
+    if requests <= max(few, _FEW_REQUESTS):
+        return _played(workload, slots, parts, window, requests)
+    start, more = (_played(workload, slots, parts, window, count) for count in (few, 2 * few))
     rounds = (requests - few) / few
 
     def on(first: float, second: float) -> float:
@@ -120,6 +154,11 @@ def play(workload: Workload, slots: int, requests: int, parts: int = 1) -> Flow:
     )
 
 
+@lru_cache(maxsize=512)
+def _played(workload: Workload, slots: int, parts: int, window: int, requests: int) -> Flow:
+    return _Player(workload, slots, parts, window).play(requests)
+
+
 def scored(workload: Workload, requests: int, prefill_tokens: int, parts: Parts) -> dict[int, float]:
     """How often the score program of each bucket runs: it takes what is of its length among the requests that wait."""
     lengths = Counter(request.bucket for request in _requests(workload, len(workload.prompts)))
@@ -132,11 +171,12 @@ def scored(workload: Workload, requests: int, prefill_tokens: int, parts: Parts)
     return runs
 
 
+@lru_cache(maxsize=64)
 def buckets_of(workload: Workload) -> tuple[int, ...]:
     return length_buckets(workload.max_length, PAGE_TOKENS)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Waiting:
     """A request, or what is left of it."""
 
@@ -144,7 +184,7 @@ class _Waiting:
     bucket: int
     steps: int
     samples: int
-    part: int | None = None
+    part: int = -1
     """Of the slots, once it has started."""
     until: int = 0
     """Step at which the last sample that runs finishes: later ones copy its prompt."""
@@ -152,27 +192,21 @@ class _Waiting:
 
 def _requests(workload: Workload, requests: int) -> Iterator[_Waiting]:
     """The sample, over and over."""
-    buckets, count = buckets_of(workload), len(workload.prompts)
-    of_length: dict[int, int] = {}
-    for index in range(requests):
-        tokens = workload.prompts[index % count]
+    buckets, of_length = buckets_of(workload), dict[int, int]()
+    for tokens in workload.prompts:
         prefilled = max(1, tokens - (not workload.is_scoring))  # the last token of a prompt is decode's
-        if prefilled not in of_length:
-            of_length[prefilled] = next((one for one in buckets if one >= prefilled), buckets[-1])
-        steps = workload.completions[index % count]
-        yield _Waiting(index // workload.shard_requests, of_length[prefilled], steps, workload.samples)
-
-
-@lru_cache(maxsize=512)
-def _played(workload: Workload, slots: int, parts: int, requests: int) -> Flow:
-    return _Player(workload, slots, parts).play(requests)
+        of_length[tokens] = next((one for one in buckets if one >= prefilled), buckets[-1])
+    each = [(of_length[tokens], steps) for tokens, steps in zip(workload.prompts, workload.completions, strict=True)]
+    for index, (bucket, steps) in zip(range(requests), itertools.cycle(each), strict=False):
+        yield _Waiting(index // workload.shard_requests, bucket, steps, workload.samples)
 
 
 class _Player:
     """The loop of the engine, with steps for a clock."""
 
-    def __init__(self, workload: Workload, slots: int, parts: int) -> None:
+    def __init__(self, workload: Workload, slots: int, parts: int, window: int = WINDOW) -> None:
         self._workload = workload
+        self._most_in_window = window
         self._slots = slots
         each = -(-slots // parts)
         self._free = [each] * parts
@@ -180,29 +214,30 @@ class _Player:
         """A heap of what was free in each part when it last changed; only what still holds counts."""
         self._behind: deque[_Waiting] = deque()
         self._window: dict[int, deque[_Waiting]] = {}
-        """The first WINDOW that wait, by bucket, in the order in which each bucket first appears."""
+        """The first that wait, by bucket, in the order in which each bucket first appears."""
         self._in_window = 0
         self._running: list[tuple[int, int, int]] = []
         """(step at which it finishes, shard, part)"""
         self._admitted: Counter[tuple[int, int]] = Counter()
+        self._busy = 0
 
     def play(self, requests: int) -> Flow:
         workload, arriving = self._workload, _requests(self._workload, requests)
         left: Counter[int] = Counter()  # unfinished sequences of each open shard
-        step = chunks = busy = 0
+        running = self._running
+        step = chunks = 0
         coming = next(arriving, None)
-        while coming or self._in_window or self._behind or self._running:
+        while coming or self._in_window or self._behind or running:
             while coming and (coming.shard in left or len(left) < workload.open_shards):
                 left[coming.shard] += coming.samples
-                busy += coming.samples * coming.steps
                 self._behind.append(coming)
                 coming = next(arriving, None)
             self._admit(step)
             waits = self._in_window or self._behind
-            enough = max(1, len(self._running) // 8) if waits else len(self._running)
+            enough = max(1, len(running) // 8) if waits else len(running)
             last, end, finished = step + CHUNK_STEPS, step, 0
-            while self._running and self._running[0][0] <= last and (finished < enough or self._running[0][0] == end):
-                end, shard, part = heapq.heappop(self._running)
+            while running and running[0][0] <= last and (finished < enough or running[0][0] == end):
+                end, shard, part = heapq.heappop(running)
                 self._change(part, 1)
                 finished += 1
                 left[shard] -= 1
@@ -210,17 +245,23 @@ class _Player:
                     del left[shard]
             step = end if finished >= enough else last
             chunks += 1
+        return self._flow(step, chunks)
+
+    def _flow(self, step: int, chunks: int) -> Flow:
         times = {key: float(count) for key, count in self._admitted.items()}
-        return Flow(self._slots, len(self._free), float(step), float(chunks), float(busy), times)
+        return Flow(self._slots, len(self._free), float(step), float(chunks), float(self._busy), times)
 
     def _admit(self, step: int) -> None:
         """Gives free slots to those that wait: the oldest, and others of its bucket."""
-        while self._in_window < WINDOW and self._behind:
+        while self._in_window < self._most_in_window and self._behind:
             request = self._behind.popleft()
-            self._window.setdefault(request.bucket, deque()).append(request)
+            waiting = self._window.get(request.bucket)
+            if waiting is None:
+                self._window[request.bucket] = waiting = deque()
+            waiting.append(request)
             self._in_window += 1
         for bucket in list(self._window):
-            prompts: Counter[int] = Counter()
+            prompts: dict[int, int] = {}
             requests = self._window[bucket]
             while requests and self._start(requests[0], step, prompts):
                 requests.popleft()
@@ -231,25 +272,35 @@ class _Player:
                 return
             del self._window[bucket]
 
-    def _start(self, request: _Waiting, step: int, prompts: Counter[int]) -> bool:
+    def _start(self, request: _Waiting, step: int, prompts: dict[int, int]) -> bool:
         """Starts as many of a request's samples as there are slots in its part; whether that is all of them."""
-        if request.part is None:
-            while -self._freest[0][0] != self._free[self._freest[0][1]]:
-                heapq.heappop(self._freest)
-            free, part = self._freest[0]
-            if not free:
+        part = request.part
+        if part < 0:
+            part = self._freest_part()
+            if not self._free[part]:
                 return False
             request.part = part
-        started = min(self._free[request.part], request.samples)
-        if started and request.until <= step:  # no sample of it runs, or none any more
-            prompts[request.part] += 1
+        started = min(self._free[part], request.samples)
+        if not started:
+            return False
+        if request.until <= step:  # no sample of it runs, or none any more
+            prompts[part] = prompts.get(part, 0) + 1
         request.until = step + request.steps
         for _ in range(started):
-            heapq.heappush(self._running, (step + request.steps, request.shard, request.part))
-        self._change(request.part, -started)
+            heapq.heappush(self._running, (request.until, request.shard, part))
+        self._busy += started * request.steps
+        self._change(part, -started)
         request.samples -= started
         return not request.samples
 
+    def _freest_part(self) -> int:
+        if len(self._free) == 1:
+            return 0
+        while -self._freest[0][0] != self._free[self._freest[0][1]]:
+            heapq.heappop(self._freest)
+        return self._freest[0][1]
+
     def _change(self, part: int, by: int) -> None:
         self._free[part] += by
-        heapq.heappush(self._freest, (-self._free[part], part))
+        if len(self._free) > 1:
+            heapq.heappush(self._freest, (-self._free[part], part))

@@ -60,6 +60,11 @@ class Chip:
         """Where the number in this field was read."""
         return self.other_sources.get(number, self.source)
 
+    def flops_per_second(self, weights: str) -> float:
+        """Of products with weights in this dtype. Those in fp8 take fp8 activations where the chip has such products;
+        all others are computed in bfloat16, as the engine does."""
+        return (self.fp8_flops_per_second if weights == "fp8" else None) or self.bf16_flops_per_second
+
     @property
     def is_tpu(self) -> bool:
         return bool(self.pod)

@@ -34,7 +34,7 @@ class Stage(NamedTuple):
         Of a permutation all of D.
         """
         if self.kind == "collective-permute":
-            return self.bytes
+            return float(self.bytes)
         once = self.bytes * (self.chips - 1) / self.chips
         return 2 * once if self.kind == "all-reduce" else once
 
@@ -52,6 +52,9 @@ class Collective:
     bytes: int
     """D of the whole: the gathered array, or the array before it is scattered."""
     times: int = 1
+
+    def repeated(self, times: int) -> Collective:
+        return Collective(self.what, self.kind, self.groups, self.sizes, self.bytes, self.times * times)
 
     @property
     def axes(self) -> Axes:

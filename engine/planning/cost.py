@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from engine.axes import MeshAxis
 from engine.mesh import AXES, MeshShape
-from engine.planning.calibration import Calibration, calibration_of
+from engine.planning.calibration import UNMEASURED_FRACTION, Calibration, calibration_of, is_measured
 from engine.planning.chips import Chip
 from engine.planning.counts import Counts, Sent, counts
 from engine.planning.program import Program
@@ -52,6 +52,8 @@ class Ideal:
     gathers: Links
     """Of weights."""
     hops: int
+    network_hops: int
+    """Between slices, or switched domains."""
     layers: int
     rows: int
     """Of a step of decode, times layers; below times the positions they see, and times the vocabulary."""
@@ -119,11 +121,15 @@ class Cost:
 def cost(program: Program, *, wraps: Rings | None = None, calibration: Calibration | None = None) -> Cost:
     """`wraps`: which axes of the mesh are rings; if not given, those that are as axes of the chip's torus."""
     done = counts(program)
-    calibration = calibration or calibration_of(program.chip.name)
+    error = calibration.error_fraction if calibration else 0.0
+    if calibration is None:
+        calibration = calibration_of(program.chip.name)
+        known = is_measured(program.phase, program.layout)
+        error = max(calibration.error_fraction, 0.0 if known else UNMEASURED_FRACTION)
     parts, bound = timed(ideal(program, done, wraps), calibration)
     seconds = sum(bound.values())
     shares = {name: value / seconds for name, value in bound.items()}
-    return Cost(program, seconds, parts, shares, done, calibration.error_fraction)
+    return Cost(program, seconds, parts, shares, done, error)
 
 
 def ideal(program: Program, done: Counts, wraps: Rings | None = None) -> Ideal:
@@ -136,13 +142,18 @@ def ideal(program: Program, done: Counts, wraps: Rings | None = None) -> Ideal:
         for of in (False, True)
     )
     return Ideal(
-        products=done.flops / (chip.bf16_flops_per_second / chip.devices),
+        products=(
+            done.matmul_flops / chip.flops_per_second(program.weights)
+            + done.attention_flops / chip.bf16_flops_per_second
+        )
+        * chip.devices,
         vector=done.vector_bytes / memory,
         weights=done.weight_bytes / memory,
         cache=done.kv_bytes / memory,
         activations=activations,
         gathers=gathers,
         hops=sum(one.times * _hops(one, chip, program.layouts.mesh, rings) for one in done.sent),
+        network_hops=sum(one.times for one in done.sent if _is_beyond(one, chip, program.layouts.mesh)),
         layers=program.config.layers,
         rows=program.rows * program.config.layers if program.phase == "decode" else 0,
         positions=done.positions if program.phase == "decode" else 0.0,
@@ -158,7 +169,11 @@ def timed(work: Ideal, constants: Calibration) -> tuple[dict[str, float], dict[s
         "weights": work.weights / constants.memory_fraction,
         "kv": work.cache / constants.cache_fraction,
         "collectives": activations + work.gathers.seconds(constants),
-        "latency": work.hops * constants.hop_seconds + _besides(work, constants),
+        "latency": (
+            work.hops * constants.hop_seconds
+            + work.network_hops * constants.network_hop_seconds
+            + _besides(work, constants)
+        ),
     }
     moved = {name: parts[name] for name in ("weights", "collectives")}
     moved[min(moved, key=lambda name: moved[name])] *= constants.exposed_fraction
@@ -191,9 +206,9 @@ def _links(chip: Chip, mesh: MeshShape) -> dict[MeshAxis, float]:
     """Bytes a second that a device sends along each axis, one way.
 
     Behind a switch all chips are next to each other; axes that reach beyond it go over the network. Devices come x
-    slowest, so z is the first to be inside.
+    slowest, so z is the first to be inside. Between slices there is always the network.
     """
-    links: dict[MeshAxis, float] = {}
+    links: dict[MeshAxis, float] = {"slice": chip.network_bytes_per_second / chip.devices}
     near = 1
     for axis in reversed(AXES):
         near *= mesh.size((axis,))
@@ -202,23 +217,38 @@ def _links(chip: Chip, mesh: MeshShape) -> dict[MeshAxis, float]:
     return links
 
 
+def _is_beyond(one: Sent, chip: Chip, mesh: MeshShape) -> bool:
+    """Whether a collective goes over the network."""
+    if "slice" in one.axes:
+        return True
+    return not chip.is_tpu and any(
+        mesh.size(AXES[AXES.index(axis) :]) > max(1, chip.domain) for axis in one.axes if axis != "slice"
+    )
+
+
 def _over_links(sent: Iterable[Sent], mesh: MeshShape, chip: Chip, rings: Rings) -> Links:
     """A collective over two axes at once takes as long as one after the other, on the average of both orders: of the
-    D (ab - 1) / ab it sends over a x b chips, D (a - 1) / ab and D (b - 1) / b, or the other way about.
+    D (ab - 1) / ab it sends over a x b chips, D (a - 1) / ab and D (b - 1) / b, or the other way about. What a stage of
+    a pipeline hands on, it sends whole.
     """
     links = _links(chip, mesh)
     line = ring = 0.0
     for one in sent:
+        if one.kind == "collective-permute":
+            line += one.wire_bytes / links[one.axes[0]]
+            continue
         gathered = one.wire_bytes / (1 - 1 / mesh.size(one.axes))
         for axis in one.axes:
             size, others = mesh.size((axis,)), mesh.size(one.axes) / mesh.size((axis,))
             seconds = gathered * (1 - 1 / size) * (1 + 1 / others) / 2 / links[axis]
-            ring, line = (ring + seconds, line) if rings[AXES.index(axis)] else (ring, line + seconds)
+            is_ring = axis != "slice" and rings[AXES.index(axis)]
+            ring, line = (ring + seconds, line) if is_ring else (ring, line + seconds)
     return Links(line, ring)
 
 
 def _hops(one: Sent, chip: Chip, mesh: MeshShape, rings: Rings) -> int:
-    """Half way around a ring, all along a line, one through a switch; an all-reduce goes twice."""
-    sizes = [(mesh.size((axis,)), rings[AXES.index(axis)]) for axis in one.axes]
+    """Half way around a ring, all along a line, one through a switch; an all-reduce goes twice. The network is counted
+    by itself."""
+    sizes = [(mesh.size((axis,)), rings[AXES.index(axis)]) for axis in one.axes if axis != "slice"]
     once = sum(size // 2 if is_ring else size - 1 for size, is_ring in sizes) if chip.is_tpu else len(sizes)
     return 2 * once if one.kind == "all-reduce" else once

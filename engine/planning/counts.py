@@ -17,16 +17,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from engine.errors import NoFeasiblePlan
 from engine.layout import Axes, HeldSizes, Layout
 from engine.model.config import ModelConfig
 from engine.model.params import Parameter, declare_layer
 from engine.planning.collectives import Kind
-from engine.planning.program import ITEM_BYTES, Phase, Program, own_numbers
+from engine.planning.program import ITEM_BYTES, SCALED, Dtype, Phase, Program, own_numbers
 from engine.planning.volumes import Traffic
 
 _SCALE_BYTES = 4
-"""Of a position of an int8 cache, for each head."""
+"""Of a position of an int8 cache, for each head; of some weights in int4."""
 _LOGIT_BYTES = 4
 
 
@@ -69,28 +68,33 @@ class Counts:
 
 
 def counts(program: Program) -> Counts:
-    """Everything that is counted of a program, on one slice."""
-    if program.held.stages > 1:
-        raise NoFeasiblePlan(f"how long a pipeline takes is not modelled: {program.layouts.mesh}; plan for one slice")
-    config, tokens, chips = program.config, program.tokens, program.chips
-    once, layers = _products(config, program.held, program.phase)
+    """Everything that is counted of a program. A chip of a pipeline does its stage's part in every tick."""
+    config, chips, ticks = program.config, program.layouts.mesh.slice_chips, program.ticks
+    once, layers = _products(config, replace(program.held, stages=1), program.phase, program.leaves_out_last)
+    tokens = program.tokens / program.pieces * ticks  # that a stage has in its hands
+    times_outside = tokens if program.phase == "decode" else program.tokens  # scores come when all is through
     positions = _positions(program)
     pairs = positions * program.part(program.held.heads, program.layout.attention_heads)
+    own = layers.times(1 / program.stages)
+    products = _Products(
+        times_outside * once.numbers + tokens * own.numbers, times_outside * once.ends + tokens * own.ends
+    )
     return Counts(
-        matmul_flops=2.0 * tokens * (once.numbers + layers.numbers) / chips,
+        matmul_flops=2.0 * products.numbers / chips,
         attention_flops=4.0 * pairs * config.head_dim,
         weight_bytes=_weight_bytes(program),
         kv_bytes=kv_bytes(program),
-        vector_bytes=tokens * (once.ends + layers.ends) * program.activation_bytes / chips + pairs * _LOGIT_BYTES,
+        vector_bytes=products.ends * program.activation_bytes / chips + pairs * _LOGIT_BYTES,
         positions=positions,
         sent=sent(program),
-        model_flops=2.0 * nominal_parameters(config) * tokens,
+        model_flops=2.0 * nominal_parameters(config) * program.tokens,
     )
 
 
 def sent(program: Program) -> tuple[Sent, ...]:
     """Of as many tokens as there are; where not every chip can have as many of them, in proportion."""
-    tokens = -(-program.tokens // program.chips) * program.chips
+    together = program.chips * program.pieces
+    tokens = -(-program.tokens // together) * together
     found = _sent(
         program.config,
         program.layout,
@@ -100,6 +104,7 @@ def sent(program: Program) -> tuple[Sent, ...]:
         program.activation_bytes,
         ITEM_BYTES[program.weights],
         program.micro_tokens,
+        program.pieces,
     )
     if tokens == program.tokens:
         return found
@@ -115,10 +120,11 @@ def _sent(
     phase: Phase,
     tokens: int,
     activation_bytes: int,
-    weight_bytes: int,
+    weight_bytes: int | float,
     micro_tokens: int,
+    pieces: int,
 ) -> tuple[Sent, ...]:
-    traffic = Traffic(config, layout, held, phase, tokens, activation_bytes, weight_bytes, micro_tokens)
+    traffic = Traffic(config, layout, held, phase, tokens, activation_bytes, weight_bytes, micro_tokens, pieces)
     times: Counter[tuple[Kind, Axes, bool]] = Counter()
     total: dict[tuple[Kind, Axes, bool], float] = {}
     for one in traffic.program():
@@ -138,15 +144,20 @@ def nominal_parameters(config: ModelConfig) -> int:
 
 
 def kv_bytes(program: Program) -> float:
-    """Read by one step of decode, with the scales of int8."""
-    if program.phase != "decode":
+    """Read by one step of decode, with the scales of int8: of every row its own, and once what all share. Prefill reads
+    what was shared once."""
+    if program.phase != "decode" and not program.shared_tokens:
         return 0.0
     layout, config = program.layout, program.config
-    rows = program.part(program.rows, layout.attention_rows)
+    rows = program.part(program.rows, layout.attention_rows) if program.phase == "decode" else 0
     heads = program.part(program.held.kv_heads, layout.kv_heads_held(program.held.kv_heads))
     position = 2 * heads * (config.head_dim * ITEM_BYTES[program.kv] + _SCALE_BYTES * (program.kv == "int8"))
-    seen = sum(layers * _least(program.context_tokens, window) for window, layers in _windows(config).items())
-    return rows * position * seen / program.layouts.mesh.size(layout.attention_sequence)
+    seen = 0.0
+    for window, layers in _windows(config).items():
+        whole = _least(program.context_tokens, window)
+        shared = max(0, whole - (program.context_tokens - program.shared_tokens))
+        seen += layers * (rows * (whole - shared) + shared)
+    return position * seen / program.stages / program.layouts.mesh.size(layout.attention_sequence)
 
 
 @dataclass(frozen=True)
@@ -158,7 +169,7 @@ class _Products:
     ends: float = 0.0
     """That go in and come out."""
 
-    def times(self, layers: int) -> _Products:
+    def times(self, layers: int | float) -> _Products:
         return _Products(self.numbers * layers, self.ends * layers)
 
     def plus(self, other: _Products) -> _Products:
@@ -166,12 +177,14 @@ class _Products:
 
 
 @lru_cache(maxsize=1024)
-def _products(config: ModelConfig, held: HeldSizes, phase: Phase) -> tuple[_Products, _Products]:
+def _products(config: ModelConfig, held: HeldSizes, phase: Phase, leaves_out_last: bool) -> tuple[_Products, _Products]:
     """Outside of the layers, and of all of them; prefill ends with the last layer's keys and values."""
     each = {name: _product(config, one) for name, one in declare_layer(config, held).items() if one.is_matrix}
     whole = _sum_of(each.values())
-    if phase == "prefill":
+    if leaves_out_last:
         return _sum_of(each[name] for name in ("key", "value")), whole.times(config.layers - 1)
+    if phase == "prefill":
+        return _Products(), whole.times(config.layers)
     head = _Products(float(held.vocab * config.embed), float(held.vocab + config.embed))
     return head, whole.times(config.layers)
 
@@ -195,25 +208,40 @@ def _sum_of(products: Iterable[_Products]) -> _Products:
 def _positions(program: Program) -> float:
     """Queries times the positions they see, of one head, on one chip."""
     layout, config = program.layout, program.config
-    windows = _windows(config, config.layers - (program.phase == "prefill"))
-    of = _least if program.phase == "decode" else _causal_pairs
-    seen = sum(layers * of(program.context_tokens, window) for window, layers in windows.items())
+    windows = _windows(config, config.layers - program.leaves_out_last)
     rows = program.part(program.rows, layout.attention_rows)
-    return rows * seen / program.layouts.mesh.size(layout.attention_sequence)
+    seen = 0.0
+    for window, layers in windows.items():
+        if program.phase == "decode":
+            seen += layers * rows * program.tokens_a_row * _least(program.context_tokens, window)
+        else:
+            shared = _causal_pairs(program.shared_tokens, window)  # once, on some of the chips
+            own = _causal_pairs(program.context_tokens, window) - shared
+            seen += layers * (rows * own + shared * rows / program.rows)
+    idle = program.ticks / program.pieces
+    return seen * idle / program.stages / program.layouts.mesh.size(layout.attention_sequence)
 
 
 def _weight_bytes(program: Program) -> float:
-    """Of prefill's last layer only keys and values; of the embedding table only as a head."""
-    config, item = program.config, ITEM_BYTES[program.weights]
-    own = own_numbers(config, program.held, program.layouts.decode)
+    """Of prefill's last layer only keys and values; of the embedding table only as a head. A pipeline reads its weights
+    in every tick."""
+    config, item = program.config, weight_item_bytes(program.weights)
+    own = own_numbers(config, program.held, program.at_rest)
     read = 0.0
     for name, declared in program.layer.items():
-        layers = config.layers - (program.phase == "prefill" and name not in ("key", "value"))
+        layers = program.stage_layers - (program.leaves_out_last and name not in ("key", "value"))
         each = item if declared.is_matrix else program.activation_bytes
-        read += layers * own[name] * each * _read_share(program, declared)
+        read += program.ticks * layers * own[name] * each * _read_share(program, declared)
     if program.phase != "prefill":
-        read += own["embedding" if config.tied_head else "head"] * item
+        times = program.ticks if program.phase == "decode" else 1
+        read += times * own["embedding" if config.tied_head else "head"] * item
     return read
+
+
+def weight_item_bytes(weights: Dtype) -> int | float:
+    """Of a number of a matrix, with its part of the scales where few numbers share one."""
+    together = SCALED.get(weights)
+    return ITEM_BYTES[weights] + (_SCALE_BYTES / together if together else 0)
 
 
 def _read_share(program: Program, declared: Parameter) -> float:
@@ -221,7 +249,7 @@ def _read_share(program: Program, declared: Parameter) -> float:
     experts = program.config.experts
     if experts is None or "experts" not in declared.axes or not declared.is_matrix:
         return 1.0
-    return 1 - (1 - experts.per_token / experts.count) ** program.tokens
+    return 1 - (1 - experts.per_token / experts.count) ** (program.tokens / program.pieces)
 
 
 @lru_cache

@@ -33,6 +33,7 @@ from engine.planning.planner import (
     PhasePlan,
     Pinned,
     candidates,
+    layouts_of,
     meshes_to_try,
     shortfall,
     slice_names,
@@ -135,7 +136,8 @@ class JobPlan:
 
     @cached_property
     def decode(self) -> PhasePlan:
-        return self._phase("decode", slot_rows(self.slots, self.parts.chips), self.asked.workload.max_length)
+        rows = slot_rows(self.slots, self.parts.chips, self.parts.stages)
+        return self._phase("decode", rows, self.asked.workload.max_length)
 
     def _phase(self, phase: Phase, rows: int, context_tokens: int) -> PhasePlan:
         asked = Asked(self.asked.config, phase, rows, context_tokens, self.asked.weights, self.asked.kv)
@@ -251,7 +253,7 @@ def job_plans(asked: JobAsked, slices: Sequence[Slice]) -> list[JobPlan]:
     nearest: list[JobPlan] = []
     for on in slices:
         rough = list(_rough_plans(asked, on))
-        best = [one.plan for one in sorted(rough, key=lambda one: one.seconds) if one.peak_bytes <= on.limit_bytes]
+        best = [one.plan for one in sorted(rough, key=lambda one: one.rank) if one.peak_bytes <= on.limit_bytes]
         fitting = [plan for plan in best[:_COUNTED_IN_FULL] if plan.fits]
         if not fitting and rough:
             least = min(rough, key=lambda one: one.peak_bytes).plan
@@ -275,25 +277,23 @@ class _Rough:
     """A plan for one worker, before its buckets are counted one by one."""
 
     plan: JobPlan
-    seconds: float
+    rank: float
     """Of every bucket's tokens as of the most common one's."""
     peak_bytes: int
 
 
 def _rough_plans(asked: JobAsked, on: Slice) -> Iterator[_Rough]:
     """All pairs of good layouts, one for each phase."""
-    workload = asked.workload
-    lengths = Counter(_bucket(workload, tokens) for tokens in workload.prompts)
-    common = max(lengths, key=lambda bucket: bucket * lengths[bucket])
+    common = _common_bucket(asked.workload)
     for mesh, wraps in meshes_to_try(asked.config, on, asked.mesh).items():
         prompts = _prefill_choices(asked, on, mesh, common)
         for prompt, decode in itertools.product(prompts, _decode_choices(asked, on, mesh)):
             try:
-                layouts = Layouts.of(mesh, prompt.layout.names, decode.layout.names)
+                layouts = layouts_of(mesh, prompt.layout.names, decode.layout.names)
             except NoFeasiblePlan:  # one phase 1D and the other 2D
                 continue
             if indivisible(asked.config, layouts) is None:
-                tokens = asked.prefill_tokens or prompt.tokens
+                tokens = asked.prefill_tokens or prompt.asked.batch * prompt.asked.context_tokens
                 plan = JobPlan(asked, on, 1, layouts, wraps, decode.asked.batch, tokens)
                 padded = sum(
                     times * bucket * bucket_rows(bucket, tokens, plan.parts) for bucket, times in plan.rough_prefills()
@@ -301,13 +301,18 @@ def _rough_plans(asked: JobAsked, on: Slice) -> Iterator[_Rough]:
                 held, other = decode.memory, prompt.memory
                 yield _Rough(
                     plan,
-                    padded * prompt.seconds / prompt.tokens + plan.rough_steps() * decode.seconds,
+                    padded * prompt.rank / prompt.tokens + plan.rough_steps() * decode.rank,
                     held.weights + held.cache + max(held.peak - held.weights - held.cache, other.peak - other.weights),
                 )
 
 
-def _bucket(workload: Workload, tokens: int) -> int:
-    return next((one for one in buckets_of(workload) if one >= tokens), workload.max_length)
+@lru_cache(maxsize=16)
+def _common_bucket(workload: Workload) -> int:
+    """That most tokens of prompts are padded to."""
+    buckets, lengths = buckets_of(workload), Counter[int]()
+    for tokens, times in Counter(workload.prompts).items():
+        lengths[next((one for one in buckets if one >= tokens), workload.max_length)] += times
+    return max(lengths, key=lambda bucket: bucket * lengths[bucket])
 
 
 def _decode_choices(asked: JobAsked, on: Slice, mesh: MeshShape) -> list[PhasePlan]:
@@ -330,7 +335,7 @@ def _decode_choices(asked: JobAsked, on: Slice, mesh: MeshShape) -> list[PhasePl
             candidates(Asked(asked.config, "decode", size, workload.max_length, asked.weights, asked.kv, pinned), on)
         )
         if fitting := [plan for plan in plans if plan.fits]:
-            found.append(min(fitting, key=lambda plan: plan.seconds))
+            found.append(min(fitting, key=lambda plan: plan.rank))
         elif plans:
             nearest = min(plans, key=lambda plan: plan.memory.peak)
         if len(found) == _SLOT_CHOICES:
@@ -341,7 +346,7 @@ def _decode_choices(asked: JobAsked, on: Slice, mesh: MeshShape) -> list[PhasePl
 def _prefill_choices(asked: JobAsked, on: Slice, mesh: MeshShape, bucket: int) -> list[PhasePlan]:
     """The best layouts for each number of tokens at a time."""
     found: list[PhasePlan] = []
-    everywhere = Parts(chips=mesh.chips, prefill_rows=mesh.chips)
+    everywhere = Parts(chips=mesh.slice_chips, prefill_rows=mesh.slice_chips, stages=mesh.slices)
     sizes = (asked.prefill_tokens,) if asked.prefill_tokens else PREFILL_TOKENS
     for rows in dict.fromkeys(bucket_rows(bucket, tokens, everywhere) for tokens in sizes):
         phase = Asked(
@@ -353,8 +358,8 @@ def _prefill_choices(asked: JobAsked, on: Slice, mesh: MeshShape, bucket: int) -
             asked.kv,
             replace(asked.prefill, mesh=mesh),
         )
-        plans = sorted(candidates(phase, on), key=lambda plan: (not plan.fits, plan.seconds))
-        found += plans[:_PREFILL_CHOICES]
+        plans = sorted(candidates(phase, on), key=lambda plan: plan.rank)
+        found += list(itertools.islice((plan for plan in plans if plan.fits), _PREFILL_CHOICES)) or plans[:1]
     return found
 
 
@@ -441,7 +446,11 @@ def _can_fit(asked: JobAsked, on: Slice) -> bool:
 
     for mesh in meshes_to_try(asked.config, on, asked.mesh):
         slots = peaks("decode", asked.slots or MIN_ROWS, workload.max_length, replace(asked.decode, mesh=mesh))
-        rows = bucket_rows(bucket, asked.prefill_tokens or bucket, Parts(chips=mesh.chips, prefill_rows=mesh.chips))
+        rows = bucket_rows(
+            bucket,
+            asked.prefill_tokens or bucket,
+            Parts(chips=mesh.slice_chips, prefill_rows=mesh.slice_chips, stages=mesh.slices),
+        )
         prompts = peaks(asked.prompt_phase, rows, bucket, replace(asked.prefill, mesh=mesh))
         if slots and prompts:
             held = min(slots, key=lambda memory: memory.peak)

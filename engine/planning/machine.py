@@ -88,6 +88,7 @@ class Machine:
             link_fraction=1.0,
             ring_gain=1.0,
             hop_seconds=0.0,
+            network_hop_seconds=0.0,
             exposed_fraction=1.0,
             serial_fraction=1.0,
             pass_seconds=self.pass_seconds,

@@ -17,12 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
-from engine.layout import Axes, DimAxes
-from engine.model.params import Parameter
+from engine.layout import Axes, DimAxes, HeldSizes, Layout
+from engine.model.config import ModelConfig
+from engine.model.params import Parameter, declare, declare_layer
 from engine.planning.buckets import CHUNK_STEPS, PAGE_TOKENS
-from engine.planning.program import ITEM_BYTES, Program
+from engine.planning.program import ITEM_BYTES, SCALED, Dtype, Program
 from engine.planning.tiling import compact_bytes, tiled_bytes
 from engine.planning.volumes import LOOKED_UP_TOKENS, SCORED_POSITIONS
 
@@ -91,15 +92,19 @@ def memory(program: Program) -> Memory:
         "decode": (_generated_bytes, _decode_moments),
     }
     results, moments = of_phase[program.phase]
-    in_passing = replace(program, rows=program.rows // program.pieces)
+    in_passing = program if program.pieces == 1 else replace(program, rows=program.rows // program.pieces)
     return Memory(
         weights=weight_bytes(program) - _unused_bytes(program),
         cache=cache_bytes(program) if program.phase == "decode" else 0,
         results=results(program),
-        moments=tuple(replace(one, held=(*one.held, *_throughout(program, in_passing))) for one in moments(in_passing)),
+        moments=tuple(_beside(moments(in_passing), tuple(_throughout(program, in_passing)))),
         on_chip=program.chip.filled_on_chip_bytes,
         copies=_copied_bytes(program) if program.phase == "decode" else 0,
     )
+
+
+def _beside(moments: Iterator[Moment], held: tuple[Held, ...]) -> Iterator[Moment]:
+    return (replace(one, held=(*one.held, *held)) if held else one for one in moments)
 
 
 # Arguments and results.
@@ -107,11 +112,33 @@ def memory(program: Program) -> Memory:
 
 def weight_bytes(program: Program) -> int:
     """Of all parameters at rest; the scales of int8 matrices are whole on every device."""
-    layer, outside = (
-        sum(_at_rest_bytes(program, declared) for declared in some.values())
-        for some in (program.layer, program.outside_layers)
+    config, held, at_rest = program.config, program.held, program.at_rest
+    layer, outside = _rest_bytes(config, held, at_rest, program.weights)
+    return _own_layers(program) * sum(layer.values()) + sum(outside.values())
+
+
+@lru_cache(maxsize=1024)
+def _rest_bytes(
+    config: ModelConfig, held: HeldSizes, at_rest: Layout, weights: Dtype
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Of each parameter of a layer, and of what is outside of layers, on one device."""
+    params = declare(config, held)
+    outside = {name: declared for name, declared in params.items() if name != "layers"}
+
+    def own(declared: Parameter) -> int:
+        split = at_rest.at_rest(declared.axes, held.kv_heads, config.expert_count)
+        shape = tuple(-(-size // at_rest.mesh.size(over)) for size, over in zip(declared.shape, split, strict=True))
+        if not (declared.is_matrix and weights in SCALED):
+            return compact_bytes(shape, 4 if weights == "float32" else 2)
+        outputs = declared.shape[: len(declared.shape) - declared.inputs]
+        together = SCALED[weights]
+        groups = 1 if together is None else -(-math.prod(declared.shape[len(outputs) :]) // together)
+        return compact_bytes(shape, ITEM_BYTES[weights]) + groups * compact_bytes(outputs, _FLOAT32)
+
+    return (
+        {name: own(declared) for name, declared in declare_layer(config, held).items()},
+        {name: own(declared) for name, declared in outside.items()},
     )
-    return _own_layers(program) * layer + outside
 
 
 def _own_layers(program: Program) -> int:
@@ -124,30 +151,28 @@ def _unused_bytes(program: Program) -> int:
     the whole layer, as where weights are gathered."""
     if program.phase != "prefill":
         return 0
-    unused = [declared for name, declared in program.outside_layers.items() if name == "head"]
+    layer, outside = _rest_bytes(program.config, program.held, program.at_rest, program.weights)
+    unused = outside.get("head", 0)
     if not program.layout.gathered and program.held.stages == 1:
         needed = ("attention_norm", "key", "value")
-        unused += [declared for name, declared in program.layer.items() if not name.startswith(needed)]
-    return sum(_at_rest_bytes(program, declared) for declared in unused)
-
-
-def _at_rest_bytes(program: Program, declared: Parameter) -> int:
-    split = program.layouts.decode.at_rest(declared.axes, program.held.kv_heads, program.config.expert_count)
-    if not (declared.is_matrix and program.weights == "int8"):
-        return compact_bytes(_own(program, declared.shape, split), program.activation_bytes)
-    outputs = declared.shape[: len(declared.shape) - declared.inputs]
-    return compact_bytes(_own(program, declared.shape, split), 1) + compact_bytes(outputs, _FLOAT32)
+        unused += sum(size for name, size in layer.items() if not name.startswith(needed))
+    return unused
 
 
 def cache_bytes(program: Program) -> int:
-    """Each slot has room for `context_tokens`, rounded up to whole pages."""
+    """Each slot has room for `context_tokens`, rounded up to whole pages; what all share is there once."""
     layout, size = program.layouts.decode, program.layouts.mesh.size
-    blocks = -(-program.context_tokens // PAGE_TOKENS)
-    positions = program.part(blocks, layout.attention_sequence) * PAGE_TOKENS
     heads = max(1, program.held.kv_heads // size(layout.attention_heads))
-    pool = (program.part(program.rows, layout.attention_rows), heads, positions, program.config.head_dim)
-    scales = compact_bytes(pool[:-1], _FLOAT32) if program.kv == "int8" else 0
-    return 2 * _own_layers(program) * (compact_bytes(pool, ITEM_BYTES[program.kv]) + scales)
+
+    def pool(rows: int, tokens: int) -> int:
+        positions = program.part(-(-tokens // PAGE_TOKENS), layout.attention_sequence) * PAGE_TOKENS
+        shape = (rows, heads, positions, program.config.head_dim)
+        scales = compact_bytes(shape[:-1], _FLOAT32) if program.kv == "int8" else 0
+        return compact_bytes(shape, ITEM_BYTES[program.kv]) + scales
+
+    own = pool(program.part(program.rows, layout.attention_rows), program.context_tokens - program.shared_tokens)
+    shared = pool(1, program.shared_tokens) if program.shared_tokens else 0
+    return 2 * _own_layers(program) * (own + shared)
 
 
 def _prefilled_bytes(program: Program) -> int:
@@ -191,7 +216,7 @@ def _copied_bytes(program: Program) -> int:
     item = _weight_item(program)
     copied = 0
     if not layout.gathered and 1 < shape[1] < _FILLED_TILE_BYTES // item:
-        copied += _own_layers(program) * math.prod(shape) * item
+        copied += int(_own_layers(program) * math.prod(shape) * item)
     if config.head_dim % _LANES:
         copied += cache_bytes(program) * (-(-config.head_dim // _LANES) * _LANES) // config.head_dim
     return copied
@@ -235,7 +260,7 @@ def _embedding(program: Program) -> Moment:
     layout = program.layout
     pieces = math.gcd(program.part(_tokens(program), layout.tokens), -(-_tokens(program) // LOOKED_UP_TOKENS))
     shape = (_tokens(program) // pieces, program.part(program.config.embed, layout.rest_embed))
-    found = _FLOAT32 if program.weights == "int8" else program.activation_bytes
+    found = _FLOAT32 if program.weights in SCALED else program.activation_bytes
     return Moment(
         "embedding",
         (
@@ -311,7 +336,8 @@ def _leaving(program: Program) -> Moment:
 
 
 def _tokens(program: Program) -> int:
-    return program.rows * program.context_tokens
+    """Of a pass of prefill."""
+    return program.rows * (program.context_tokens - program.shared_tokens) + program.shared_tokens
 
 
 def _pieces(program: Program) -> int:
@@ -346,7 +372,7 @@ def _mixed(program: Program) -> int:
     return tokens * heads * program.config.head_dim * program.activation_bytes
 
 
-def _weight_item(program: Program) -> int:
+def _weight_item(program: Program) -> int | float:
     return ITEM_BYTES[program.weights]
 
 
@@ -358,7 +384,7 @@ def _layer_split(program: Program, name: str) -> tuple[Parameter, DimAxes]:
 def _used_bytes(program: Program, name: str) -> int:
     declared, split = _layer_split(program, name)
     used: DimAxes = tuple(tuple(axis for axis in over if axis not in program.layout.gathered) for over in split)
-    return math.prod(_own(program, declared.shape, used)) * _weight_item(program)
+    return int(math.prod(_own(program, declared.shape, used)) * _weight_item(program))
 
 
 def _own(program: Program, shape: tuple[int, ...], split: DimAxes) -> tuple[int, ...]:

@@ -10,16 +10,25 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Literal
 
-from engine.layout import Axes, HeldSizes, Layout, Layouts, held_sizes
+from engine.layout import Axes, HeldSizes, Layout, Layouts, Rest, held_sizes
+from engine.mesh import MeshShape
 from engine.model.config import ModelConfig
 from engine.model.params import Parameter, declare, declare_layer
 from engine.planning.buckets import Parts, micro_batches
 from engine.planning.chips import Chip
 
 Phase = Literal["prefill", "decode", "score"]
-Dtype = Literal["float32", "bfloat16", "int8"]
+Dtype = Literal["float32", "bfloat16", "int8", "fp8", "int4"]
 
-ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
+DTYPES: dict[str, Dtype] = {"bf16": "bfloat16", "int8": "int8"}
+"""By the names they are asked for, in what the engine runs on accelerators."""
+PLANNED_DTYPES: dict[str, Dtype] = {**DTYPES, "fp8": "fp8", "int4": "int4"}
+"""Weights that can be planned."""
+DTYPE_NAMES = {dtype: name for name, dtype in PLANNED_DTYPES.items()}
+
+ITEM_BYTES: dict[Dtype, int | float] = {"float32": 4, "bfloat16": 2, "int8": 1, "fp8": 1, "int4": 0.5}
+SCALED: dict[Dtype, int | None] = {"int8": None, "fp8": None, "int4": 128}
+"""Quantised weights: how many numbers share a scale in float32. None: all that lead to one output."""
 MICRO_TOKENS = 16384
 """A feed-forward's (engine.model.partition.Partition)."""
 
@@ -38,10 +47,19 @@ class Program:
     weights: Dtype = "bfloat16"
     kv: Dtype = "bfloat16"
     micro_tokens: int = MICRO_TOKENS
+    shared_tokens: int = 0
+    """That all sequences begin with: computed once, kept once, and in decode read once for all."""
+    tokens_a_row: int = 1
+    """Of a step of decode: more than one where it verifies what a draft has guessed."""
 
     @cached_property
     def held(self) -> HeldSizes:
-        return held_sizes(self.config, self.layouts)
+        return _held_sizes(self.config, self.layouts)
+
+    @cached_property
+    def at_rest(self) -> Layout:
+        """Where weights rest, whatever the phase; equal where only that is equal."""
+        return _at_rest(self.layouts.mesh, self.layouts.decode.rest)
 
     @property
     def layout(self) -> Layout:
@@ -56,7 +74,23 @@ class Program:
     @property
     def tokens(self) -> int:
         """Of one pass through the model."""
-        return self.rows if self.phase == "decode" else self.rows * self.context_tokens
+        if self.phase == "decode":
+            return self.rows * self.tokens_a_row
+        return self.rows * (self.context_tokens - self.shared_tokens) + self.shared_tokens
+
+    @property
+    def stages(self) -> int:
+        """Of a pipeline over slices; one where there is none."""
+        return self.layouts.mesh.slices
+
+    @property
+    def stage_layers(self) -> int:
+        return self.config.layers // self.stages
+
+    @property
+    def leaves_out_last(self) -> bool:
+        """Whether the last layer computes keys and values alone; in a pipeline all stages run the same program."""
+        return self.phase == "prefill" and self.stages == 1
 
     @property
     def pieces(self) -> int:
@@ -64,11 +98,17 @@ class Program:
         stages = self.layouts.mesh.slices
         if self.phase == "decode" or stages == 1:
             return stages
-        return micro_batches(self.context_tokens, self.tokens, Parts.of(self.layouts))
+        return micro_batches(self.context_tokens, self.rows * self.context_tokens, Parts.of(self.layouts))
+
+    @property
+    def ticks(self) -> int:
+        """In which every stage takes one of the pieces through its layers; while the pipeline fills and drains some of
+        them do it for nobody. A step of decode is as many as there are groups: the next has begun before it ends."""
+        return self.pieces if self.phase == "decode" else self.pieces + self.stages - 1
 
     @property
     def activation_bytes(self) -> int:
-        return ITEM_BYTES["float32" if self.weights == "float32" else "bfloat16"]
+        return 4 if self.weights == "float32" else 2
 
     @cached_property
     def layer(self) -> dict[str, Parameter]:
@@ -84,6 +124,16 @@ class Program:
     def part(self, size: int, axes: Axes) -> int:
         """Of a dimension, on one chip; rounded up."""
         return -(-size // self.layouts.mesh.size(axes))
+
+
+@lru_cache(maxsize=4096)
+def _held_sizes(config: ModelConfig, layouts: Layouts) -> HeldSizes:
+    return held_sizes(config, layouts)
+
+
+@lru_cache(maxsize=1024)
+def _at_rest(mesh: MeshShape, rest: Rest) -> Layout:
+    return Layout(mesh, "wg-xyz", "heads", rest)
 
 
 @lru_cache(maxsize=1024)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from engine.axes import scattered_together
 from engine.layout import Axes, HeldSizes, Layout
@@ -36,7 +37,7 @@ class Traffic:
     tokens: int
     """Of one pass: rows times their length in prefill, slots in decode."""
     activation_bytes: int = 2
-    weight_bytes: int = 2
+    weight_bytes: int | float = 2
     micro_tokens: int = MICRO_TOKENS
     pieces: int = 1
     """Of the tokens, of which a stage of a pipeline has one at a time: micro-batches, or groups of slots."""
@@ -81,7 +82,7 @@ class Traffic:
         if self.layout.over_slices:
             return self._pipeline()
         whole = self.config.layers - (self.phase == "prefill")
-        repeated = [replace(one, times=one.times * whole) for one in self.layer()]
+        repeated = [one.repeated(whole) for one in self.layer()]
         return [
             *self.outside_layers(),
             *repeated,
@@ -95,11 +96,11 @@ class Traffic:
         """
         stages, is_decode = self.layout.mesh.slices, self.phase == "decode"
         tick = replace(self, tokens=self.tokens // self.pieces, pieces=1)
-        layers = [replace(one, times=one.times * (self.config.layers // stages)) for one in tick.layer()]
+        layers = [one.repeated(self.config.layers // stages) for one in tick.layer()]
         each = [*tick._embedding(), *layers, *tick._handed_on(), *(tick._sampled() if is_decode else ())]
         ticks = self.pieces if is_decode else self.pieces + stages - 1
         return [
-            *(replace(one, times=one.times * ticks) for one in each),
+            *(one.repeated(ticks) for one in each),
             *(self._scored() if self.phase == "score" else ()),
         ]
 
@@ -166,7 +167,7 @@ class Traffic:
         if kind == "all-reduce":
             return (axes,)
         if kind == "all-gather":
-            return (axes[:2], axes[2:]) if len(axes) > 2 else (axes,)
+            return _gathered_in(axes)
         if kind == "reduce-scatter":
             sizes = {axis: self.layout.mesh.size((axis,)) for axis in self.layout.everything}
             return scattered_together(axes, size_bytes, sizes)
@@ -194,19 +195,8 @@ class Traffic:
         yield from self._gathered_weights(self.layout.gathered, *names)
 
     def _gathered_weights(self, gathered: Axes, *names: str) -> Iterator[Collective]:
-        layer = declare_layer(self.config, self.held)
-        for name in names:
-            if name not in layer:
-                continue
-            declared: Parameter = layer[name]
-            split = self.layout.at_rest(declared.axes, self.held.kv_heads, self.config.expert_count)
-            parts: list[Axes] = sorted((tuple(axis for axis in over if axis in gathered) for over in split), key=len)
-            groups = tuple(group for axes in reversed(parts) if axes for group in self._groups("all-gather", axes, 0))
-            used = math.prod(
-                self._part(size, _without(over, gathered)) for size, over in zip(declared.shape, split, strict=True)
-            )
-            if groups:
-                yield self._collective(f"{name} weights", "all-gather", groups, used, self.weight_bytes)
+        if gathered:
+            yield from _gathers(self.config, self.layout, self.held, gathered, names, self.weight_bytes)
 
     def _attention(self) -> Iterator[Collective]:
         layout, heads = self.layout, self.held.heads
@@ -262,7 +252,7 @@ class Traffic:
         """engine/model/experts.py. Where rows go is known on the device alone: as many to each expert are assumed."""
         layout, experts = self.layout, self.config.experts
         assert experts is not None
-        how = strategy(self.tokens, self.config, layout, self.activation_bytes, self.weight_bytes)
+        how = strategy(self.tokens, self.config, layout, self.activation_bytes, math.ceil(self.weight_bytes))
         over = () if how == "gathered" else expert_axes(experts.count, layout)
         entry, size = entered_over(how, experts.count, layout), layout.mesh.size
         tokens = self._residual_tokens * size(entry)
@@ -345,6 +335,40 @@ class Traffic:
         """Every chip is told what the others sampled; the most likely alternatives only if wanted, so not here."""
         yield from self._over("tokens", "all-gather", self.layout.everything, self.tokens, 4)
         yield from self._over("log-probabilities", "all-gather", self.layout.everything, self.tokens, 4)
+
+
+def _gathered_in(axes: Axes) -> tuple[Axes, ...]:
+    """Over at most two axes at once."""
+    return (axes[:2], axes[2:]) if len(axes) > 2 else (axes,)
+
+
+@lru_cache(maxsize=4096)
+def _gathers(
+    config: ModelConfig,
+    layout: Layout,
+    held: HeldSizes,
+    gathered: Axes,
+    names: tuple[str, ...],
+    item_bytes: int | float,
+) -> tuple[Collective, ...]:
+    """Of weights, whatever the number of tokens."""
+    layer, found = declare_layer(config, held), list[Collective]()
+    for name in names:
+        if name not in layer:
+            continue
+        declared: Parameter = layer[name]
+        split = layout.at_rest(declared.axes, held.kv_heads, config.expert_count)
+        parts: list[Axes] = sorted((tuple(axis for axis in over if axis in gathered) for over in split), key=len)
+        groups = tuple(group for axes in reversed(parts) if axes for group in _gathered_in(axes))
+        used = 1
+        for size, over in zip(declared.shape, split, strict=True):
+            chips = layout.mesh.size(_without(over, gathered))
+            assert size % chips == 0, f"{name}: {size} over {chips} chips"
+            used *= size // chips
+        if groups:
+            sizes = tuple(map(layout.mesh.size, groups))
+            found.append(Collective(f"{name} weights", "all-gather", groups, sizes, int(used * item_bytes)))
+    return tuple(found)
 
 
 def _without(axes: Axes, taken: Axes) -> Axes:

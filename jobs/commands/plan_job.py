@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from jobs.commands.arguments import add_set_option, positive, seconds
+from jobs.commands.arguments import add_set_option, positive, seconds, share
 from jobs.commands.exit_codes import DONE, TOO_MANY_FAILED
 from jobs.commands.printing import console
 
@@ -20,7 +20,8 @@ the job file, so that it runs like that.
 
 Of one phase of a model, without a job: the best layout on certain chips, or the best chips. A model is a checkpoint's
 directory or a published one by name: palm-540b, llama-3.1-70b, mixtral-8x7b ... Chips are slices (v4:4x4x4, v5e:4x4)
-or kinds (v5e,v6e: all their slices up to --max-chips). What is not said is chosen; without --batch, many are tried.
+or kinds (v5e,v6e: all their slices up to --max-chips), or several slices that are a pipeline (2*v4:4x4x4). What is not
+said is chosen; without --batch, many are tried.
 
 examples:
   penstock plan job.yaml --chips v5e,v6e --prices prices.yaml
@@ -28,6 +29,9 @@ examples:
   penstock plan --model llama-3.1-70b --chips v5e:4x4 --phase decode --batch 64 --context 2048 --weights int8
   penstock plan --model palm-540b --chips v4:4x4x4 --phase prefill --batch 512 --context 2048 --ffn wg-xyz --json
   penstock plan --model llama-3.1-405b --chips v5e,v5p,v6e --phase decode --context 2048 --prices prices.yaml
+  penstock plan --model llama-3.1-405b --chips '2*h100:8' --phase decode --batch 64 --context 2048
+  penstock plan --model llama-3.1-70b --chips v5p:2x2x1 --phase decode --batch 4 --context 2048 \\
+      --draft llama-3.1-8b --draft-tokens 4 --acceptance 0.7
 """
 
 
@@ -53,8 +57,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--mesh", metavar="XxYxZ", help="pins the mesh; needs one slice")
     what.add_argument("--ffn", metavar="LAYOUT", help="pins ws1d, ws2d, wg-x, wg-xy or wg-xyz")
     what.add_argument("--attention", metavar="OVER", help="pins heads, batch or sequence")
-    what.add_argument("--weights", choices=("bf16", "int8"), help="(default: bf16)")
+    what.add_argument(
+        "--weights", choices=("bf16", "int8", "fp8", "int4"), help="(default: bf16); fp8 and int4 are planned only"
+    )
     what.add_argument("--kv", choices=("bf16", "int8"), help="the cache (default: bf16)")
+    what.add_argument(
+        "--shared-prefix", type=positive, metavar="TOKENS", help="of each context, the same in all (planned only)"
+    )
+    what.add_argument("--draft", metavar="CHECKPOINT|NAME", help="a small model that guesses tokens (planned only)")
+    what.add_argument("--draft-tokens", type=positive, metavar="N", help="guessed in a round (default: 4)")
+    what.add_argument("--acceptance", type=share, metavar="SHARE", help="of the guesses, 0 to 1")
     choice = parser.add_argument_group("what to choose from, and how")
     choice.add_argument("--chips", metavar="CHIPS", help="such as v5e:4x4 or v5e,v6e (default: all TPUs from v4 on)")
     choice.add_argument("--max-chips", type=positive, default=256, help="of a slice (default: 256)")

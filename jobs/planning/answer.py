@@ -13,8 +13,6 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.planning.compiled_plan import checked_table, compiled
-from jobs.planning.plot import draw
 from jobs.planning.prices import Prices, read_prices
 from pipeline.errors import JobError
 
@@ -29,7 +27,8 @@ _IN_A_JOB = {
     "ffn": "engine.decode.ffn=ws2d",
     "attention": "engine.decode.attention=batch",
 }
-PHASE_FLAGS = tuple(_IN_A_JOB)
+_OF_A_PHASE = ("shared_prefix", "draft", "draft_tokens", "acceptance")
+"""Questions that no job can ask: the engine cannot do it."""
 
 
 def run(options: argparse.Namespace, console: Console) -> bool:
@@ -45,8 +44,14 @@ def run(options: argparse.Namespace, console: Console) -> bool:
         print(f"error: {answer.problem}", file=sys.stderr)
         return False
     if options.plot:
+        from jobs.planning.plot import draw
+
         draw(options.plot, answer.title, answer.drawings())
-    found = compiled(model, answer.programs) if options.compile else []
+    found = []
+    if options.compile:
+        from jobs.planning.compiled_plan import checked_table, compiled  # jax, and the compiler
+
+        found = compiled(model, answer.programs)
     if options.json:
         print(json.dumps(said | ({"compiled": found} if options.compile else {}), indent=2))
     else:
@@ -63,7 +68,9 @@ def _job(options: argparse.Namespace, prices: Prices | None) -> tuple[Any, str, 
     from jobs.planning.job_plan import JobAnswer, JobQuestion
     from jobs.planning.job_report import rendered
 
-    if given := [flag for flag in PHASE_FLAGS if getattr(options, flag) is not None]:
+    if given := [flag for flag in _OF_A_PHASE if getattr(options, flag) is not None]:
+        raise JobError(f"--{given[0].replace('_', '-')} is for --model: it is planned only, and no job can ask for it")
+    if given := [flag for flag in _IN_A_JOB if getattr(options, flag) is not None]:
         raise JobError(f"--{given[0]} is for --model; a job says it itself: --set {_IN_A_JOB[given[0]]}")
     job = load(options.job, options.set)
     return JobAnswer.to(JobQuestion.of(job, options, prices)), job.model.checkpoint, rendered

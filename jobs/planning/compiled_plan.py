@@ -7,13 +7,12 @@ from typing import Any
 
 from rich.table import Table
 
-from engine.compilation.compile_check import DTYPES, Question, check
+from engine.compilation.compile_check import Question, check
 from engine.planning.planner import PhasePlan
+from engine.planning.program import DTYPE_NAMES
 from jobs.planning.words import gib, time_words
 from pipeline.errors import JobError
 from pipeline.storage import open_input
-
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def compiled(model: str, plans: Iterable[PhasePlan]) -> list[dict[str, Any]]:
@@ -23,6 +22,10 @@ def compiled(model: str, plans: Iterable[PhasePlan]) -> list[dict[str, Any]]:
 
 def _compiled(model: str, plan: PhasePlan) -> dict[str, Any]:
     program = plan.program
+    if program.shared_tokens or program.tokens_a_row > 1 or program.weights in ("fp8", "int4"):
+        raise JobError("--compile: what is planned only cannot be compiled; leave out what the notes name")
+    if not plan.on.chip.is_tpu:
+        raise JobError(f"--compile checks with the TPU compiler, and {plan.on} is no TPU")
     if program.weights not in DTYPE_NAMES or program.kv not in DTYPE_NAMES:
         raise JobError(
             f"--compile: programs in {program.weights} are not compiled for TPUs; set model.dtype to bfloat16"

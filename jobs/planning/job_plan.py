@@ -6,11 +6,11 @@ import argparse
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from engine.compilation.compile_check import read_model
+from engine.compilation.model_named import read_model
 from engine.planning.frontier import frontier
 from engine.planning.job_planner import JobAsked, JobDoesNotFit, JobPlan, choose, job_plans
 from engine.planning.planner import PhasePlan, Pinned
@@ -48,6 +48,9 @@ class JobQuestion:
         engine = job.engine
         mesh = Pinned.named(engine.mesh, None, None).mesh if "mesh" in engine.model_fields_set else None
         if mesh:
+            if mesh.slices > 1:  # a pipeline, over as many of each slice that is no pipeline itself
+                slices = [on if on.count > 1 else replace(on, count=mesh.slices) for on in slices]
+                slices = [on for on in slices if on.count == mesh.slices]
             devices = [on for on in slices if mesh.chips == on.chips * on.chip.devices]
             if not devices:
                 raise JobError(

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.compilation.compile_check import DTYPES, read_model
+from engine.compilation.model_named import read_model
 from engine.planning.frontier import frontier
 from engine.planning.planner import Asked, DoesNotFit, Found, PhasePlan, Pinned, search, sweep
+from engine.planning.program import DTYPE_NAMES, DTYPES, PLANNED_DTYPES
 from engine.planning.slices import Slice, named_slices
-from jobs.planning.compiled_plan import DTYPE_NAMES
+from engine.planning.speculation import Speculation
 from jobs.planning.plot import Drawing, Point, roofline
 from jobs.planning.prices import Prices
 from pipeline.errors import JobError
@@ -23,6 +24,7 @@ from pipeline.storage import open_input
 ALL_CHIPS = "v4,v5e,v5p,v6e"
 BATCHES = tuple(2**power for power in range(11))
 DECODED_TOKENS = 64
+DRAFT_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class PhaseQuestion:
         slices = named_slices(options.chips or ALL_CHIPS, options.max_chips)
         if options.mesh and len(slices) > 1:
             raise JobError(f"--mesh {options.mesh} needs one slice: --chips such as v4:4x4x4")
+        if pinned.mesh and pinned.mesh.slices > 1 and pinned.mesh.slices != slices[0].count:
+            raise JobError(
+                f"--mesh {options.mesh} is a pipeline over {pinned.mesh.slices} slices: "
+                f"--chips such as {pinned.mesh.slices}*v4:4x4x4"
+            )
         notes = []
         if options.context > config.context_tokens:
             notes.append(f"the model was trained for {config.context_tokens} tokens")
@@ -62,9 +69,11 @@ class PhaseQuestion:
             options.phase,
             options.batch or 1,
             options.context,
-            weights=DTYPES[options.weights or "bf16"],
+            weights=PLANNED_DTYPES[options.weights or "bf16"],
             kv=DTYPES[options.kv or "bf16"],
             pinned=pinned,
+            shared_tokens=options.shared_prefix or 0,
+            speculation=_speculation(options),
         )
         tokens = options.tokens or DECODED_TOKENS
         if asked.phase == "decode" and tokens > options.context:
@@ -74,9 +83,21 @@ class PhaseQuestion:
             raise JobError("--goal deadline is for a whole job: penstock plan JOB.yaml")
         return cls(options.model, asked, slices, options.batch is None, tokens, goal, prices, tuple(notes))
 
+    def whole_seconds(self, plan: PhasePlan) -> float:
+        """Of all tokens of each sequence."""
+        return plan.seconds_per_token * (self.tokens if self.asked.phase == "decode" else self.asked.context_tokens)
+
     @property
-    def steps(self) -> int:
-        return self.tokens if self.asked.phase == "decode" else 1
+    def planned_only(self) -> list[str]:
+        """What is asked about and the engine cannot do."""
+        asked, found = self.asked, []
+        if asked.weights not in DTYPES.values():
+            found.append(f"weights in {DTYPE_NAMES[asked.weights]}: the engine runs float32, bfloat16 and int8")
+        if asked.shared_tokens:
+            found.append("a shared prefix: the engine computes and keeps it for every request")
+        if asked.speculation:
+            found.append("a draft model: the engine does not speculate")
+        return found
 
     def found(self) -> Found:
         return sweep(self.asked, self.slices, BATCHES) if self.is_sweep else search(self.asked, self.slices)
@@ -148,6 +169,8 @@ class PhaseAnswer:
     def notes(self) -> Iterator[str]:
         question = self.question
         yield from question.notes
+        for what in question.planned_only:
+            yield f"planned only: {what}"
         names = {on.chip.name for on in question.slices}
         if len(names) > 1 and not question.prices and question.goal == "cheapest":
             yield "without prices (--prices FILE) chips of different kinds are compared by chip-seconds"
@@ -195,7 +218,8 @@ class PhaseAnswer:
     def to_json(self) -> dict[str, Any]:
         question, plan = self.question, self.chosen
         asked = plan.asked
-        low, high = (plan.seconds * question.steps * (1 + sign * plan.cost.error_fraction) for sign in (-1, 1))
+        seconds = question.whole_seconds(plan)
+        low, high = (seconds * (1 + sign * plan.cost.error_fraction) for sign in (-1, 1))
         return {
             "model": question.model,
             "phase": asked.phase,
@@ -204,8 +228,11 @@ class PhaseAnswer:
             "tokens": question.tokens if asked.phase == "decode" else None,
             "weights": DTYPE_NAMES[plan.program.weights],
             "kv": DTYPE_NAMES[plan.program.kv],
+            "shared_prefix": asked.shared_tokens,
+            "speculation": _speculation_facts(plan),
+            "planned_only": question.planned_only,
             **_facts(question, plan),
-            "seconds": plan.seconds * question.steps,
+            "seconds": seconds,
             "seconds_low": low,
             "seconds_high": high,
             "error_fraction": plan.cost.error_fraction,
@@ -237,7 +264,7 @@ def _facts(question: PhaseQuestion, plan: PhasePlan) -> dict[str, Any]:
         "mesh": str(plan.layout.mesh),
         "ffn": plan.layout.ffn,
         "attention": plan.layout.attention,
-        "seconds_per_token": plan.seconds if is_decode else plan.seconds / plan.asked.context_tokens,
+        "seconds_per_token": plan.seconds_per_token,
         "tokens_per_second": plan.tokens / plan.seconds,
         "mfu": plan.mfu,
         "chip_seconds_per_token": plan.chip_seconds_per_token,
@@ -245,8 +272,33 @@ def _facts(question: PhaseQuestion, plan: PhasePlan) -> dict[str, Any]:
         "weight_bytes": held.weights,
         "kv_bytes": held.cache if is_decode else held.results,
         "activation_bytes": held.peak - held.weights - (held.cache if is_decode else held.results),
-        "peak_bytes": held.peak,
+        "draft_bytes": plan.peak_bytes - held.peak,
+        "peak_bytes": plan.peak_bytes,
         "limit_bytes": plan.on.limit_bytes,
         "fits": plan.fits,
-        "bound_by": dict(plan.cost.bound_by),
+        "bound_by": dict(plan.bound_by),
+    }
+
+
+def _speculation(options: argparse.Namespace) -> Speculation | None:
+    if options.draft is None:
+        if options.draft_tokens is not None or options.acceptance is not None:
+            raise JobError("--draft-tokens and --acceptance are of a draft model: --draft NAME")
+        return None
+    if options.acceptance is None:
+        raise JobError("--draft needs --acceptance: the share of its guesses that are accepted, such as 0.7")
+    return Speculation(read_model(options.draft, open_input), options.draft_tokens or DRAFT_TOKENS, options.acceptance)
+
+
+def _speculation_facts(plan: PhasePlan) -> dict[str, Any] | None:
+    speculation = plan.asked.speculation
+    if speculation is None or plan.draft is None:
+        return None
+    return {
+        "draft_tokens": speculation.guesses,
+        "acceptance": speculation.acceptance,
+        "expected_tokens": speculation.tokens,
+        "draft_step_seconds": plan.draft.cost.seconds,
+        "draft_ffn": plan.draft.layout.ffn,
+        "verify_seconds": plan.cost.seconds,
     }

@@ -30,27 +30,35 @@ def _lines(answer: PhaseAnswer) -> Iterator[tuple[str, str]]:
     asked, cost = plan.asked, plan.cost
     what = {"prefill": "prompts", "score": "texts", "decode": "sequences, in a cache for each"}[asked.phase]
     yield "program", f"{asked.phase} of {question.model}, {asked.batch} {what} of {asked.context_tokens} tokens,"
-    yield "", f"weights {plan.program.weights}, cache {plan.program.kv}"
+    shared = f", {asked.shared_tokens} tokens of each shared" if asked.shared_tokens else ""
+    yield "", f"weights {plan.program.weights}, cache {plan.program.kv}{shared}"
     yield "plan", f"{plan.on}, mesh {plan.layout.mesh}: {layout_words(plan)}"
-    steps = question.steps
-    unit = "a step" if asked.phase == "decode" else "in all"
+    unit = "a round" if asked.speculation else "a step" if asked.phase == "decode" else "in all"
     yield "time", f"{time_words(plan.seconds)} {unit}, give or take {cost.error_fraction:.0%}"
     if asked.phase == "decode":
-        yield "", f"{time_words(plan.seconds * steps)} for {steps} tokens of each sequence"
+        yield "", f"{time_words(question.whole_seconds(plan))} for {question.tokens} tokens of each sequence"
+    if asked.speculation and plan.draft:
+        yield (
+            "draft",
+            f"{asked.speculation.guesses} guesses of {time_words(plan.draft.cost.seconds)} each, verified in "
+            f"{time_words(plan.cost.seconds)}: {asked.speculation.tokens:.2f} tokens a round",
+        )
     rate = plan.tokens / plan.seconds
     yield "rate", f"{rate:,.0f} tokens/s, {rate / plan.on.chips:,.0f} a chip; MFU {plan.mfu:.1%}"
     yield "cost", _cost_words(answer, plan)
-    yield "binds", share_words(cost.bound_by)
+    yield "binds", share_words(plan.bound_by)
     facts = plan.memory
     kv = facts.cache if asked.phase == "decode" else facts.results
     held = {"weights": facts.weights, "KV": kv, "activations": facts.peak - facts.weights - kv}
+    if plan.draft:
+        held["draft"] = plan.peak_bytes - facts.peak
     yield from zip(("memory", ""), memory_lines(held, plan.on.limit_bytes), strict=True)
     yield "sends", f"{cost.collective_bytes / 1e6:,.1f} MB a chip ({_by_axis(plan)}) in {_counted(plan)}"
     for other in answer.too_large():
         yield (
             "no room",
             f"{layout_words(other)} on {other.layout.mesh} would take {time_words(other.seconds)}, and needs "
-            f"{gib(other.memory.peak)}",
+            f"{gib(other.peak_bytes)}",
         )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from engine.planning.planner import PhasePlan
 
 BAR_WIDTH = 48
-_LETTERS = {"weights": "W", "KV": "K", "activations": "a", "free": "."}
+_LETTERS = {"weights": "W", "KV": "K", "activations": "a", "draft": "D", "free": "."}
 _WORTH_SAYING = 0.02
 
 RESOURCES = {
@@ -16,6 +16,7 @@ RESOURCES = {
     "kv": "reading keys and values",
     "collectives": "sending between chips",
     "latency": "starting layers",
+    "draft": "the draft model",
 }
 """What a share of the time is spent on."""
 
@@ -58,9 +59,9 @@ def memory_lines(held: Mapping[str, float], limit: float) -> list[str]:
 
 def why_slower(plan: PhasePlan, chosen: PhasePlan) -> str:
     """What the other spends its time on: the resource whose share of the step grew the most."""
-    names = {*plan.cost.bound_by, *chosen.cost.bound_by}
+    names = {*plan.bound_by, *chosen.bound_by}
     spent = {
-        name: (one.cost.bound_by.get(name, 0.0) * one.seconds, two.cost.bound_by.get(name, 0.0) * two.seconds)
+        name: (one.bound_by.get(name, 0.0) * one.seconds, two.bound_by.get(name, 0.0) * two.seconds)
         for one, two in ((plan, chosen),)
         for name in names
     }

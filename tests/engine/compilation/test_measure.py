@@ -26,6 +26,7 @@ def made(rng: np.random.Generator) -> list[Measured]:
             activations=Links(),
             gathers=Links(),
             hops=0,
+            network_hops=0,
             layers=int(rng.integers(2, 6)),
             rows=rows * 4,
             positions=float(rows * rng.integers(30, 300)),
@@ -53,12 +54,29 @@ def test_runs_that_something_disturbed_move_it_little() -> None:
         assert each[name] == pytest.approx(value, rel=0.1), name
 
 
+def test_runs_take_turns_and_the_shortest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disturbance of one round is in no result."""
+    monkeypatch.setattr(measure, "_LEAST_RUNS", 3)
+    order: list[int] = []
+    clock = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+
+    def of(which: int) -> None:
+        order.append(which)
+        clock[0] += (which + 1) * (5.0 if 2 <= len(order) < 5 else 1.0)
+
+    shortest = measure.take_turns([lambda which=which: of(which) for which in range(2)], 0.0)
+    assert order == [0, 1] * 4
+    assert shortest == [1.0, 2.0]
+
+
 def test_a_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_SIZES", ((32, 64, 2, 16, 32, 1),))
     monkeypatch.setattr(measure, "_SLOTS", (8,))
     monkeypatch.setattr(measure, "_PROMPTS", (32,))
     monkeypatch.setattr(measure, "_WEIGHT_BYTES", 1 << 20)
     monkeypatch.setattr(measure, "_SECONDS", 0.0)
+    monkeypatch.setattr(measure, "_LEAST_RUNS", 1)
     machine = measure.measure(("float32",))
     assert machine.products.keys() == {"float32"}
     assert machine.cores >= 1

@@ -27,9 +27,9 @@ def test_the_sizes_that_are_sold() -> None:
 def test_a_mesh_has_every_device_once(name: str) -> None:
     on = Slice.parse(name)
     devices = on.chips * on.chip.devices
-    assert next(iter(on.meshes())) == on.mesh
-    assert {mesh.chips for mesh in on.meshes()} == {devices}
-    assert MeshShape(1, devices, 1) in on.meshes()
+    assert next(iter(on.meshes)) == on.mesh
+    assert {mesh.chips for mesh in on.meshes} == {devices}
+    assert MeshShape(1, devices, 1) in on.meshes
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_for_people(capsys: pytest.CaptureFixture[str]) -> None:
         ([*DECODE, "--chips", "v4:4x4"], "the torus of v4 has 3 axes"),
         ([*DECODE, "--chips", "v4", "--mesh", "4x4"], "--mesh 4x4 needs one slice"),
         ([*DECODE, "--mesh", "2x2"], "a mesh of 2x2x1 is 4 devices, and v4:4x4x4 has 64"),
-        ([*DECODE, "--mesh", "2*4x4x2"], "a pipeline over several slices, which is not planned"),
+        ([*DECODE, "--mesh", "2*4x4x2"], "a pipeline over 2 slices: --chips such as 2*v4:4x4x4"),
         ([*DECODE, "--ffn", "wg-q"], "'wg-q' is not a feed-forward layout"),
         ([*DECODE, "--model", "llama-9"], "'llama-9' is neither a directory with a checkpoint nor a model"),
         ([*ASKED, "--batch", "8"], "--model needs --phase prefill, decode or score, and --context"),
