@@ -45,7 +45,7 @@ def compute(
     console: Console | None,
 ) -> None:
     """Runs the shards in `todo`; returns when the job is declared finished."""
-    activity.reset()
+    activity.reset(manifest.output)
     activity.start_driving()
     try:
         pipeline = beam.Pipeline(options=options)

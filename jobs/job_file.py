@@ -27,7 +27,7 @@ STORED_NAME = "_job.json"
 
 def load(path: str, overrides: Sequence[str] = ()) -> Job:
     """The job in the YAML file at `path`, with `key.subkey=value` overrides, its paths made absolute."""
-    document = parse(_read(path), source=path)
+    document = parse(read_text(path), source=path)
     values = document.values
     origins = {place: f"{path}:{line}" for place, line in document.lines.items()}
     if not isinstance(values, dict):
@@ -41,9 +41,12 @@ def load(path: str, overrides: Sequence[str] = ()) -> Job:
     except ValidationError as error:
         problems = explain(error, values, origins)
         raise JobError(problems[0] if len(problems) == 1 else "\n  ".join(["the job has errors", *problems])) from error
-    return with_absolute_paths(
-        job, posixpath.dirname(path) if "://" in path else os.path.dirname(os.path.abspath(path))
-    )
+    return with_absolute_paths(job, directory_of(path))
+
+
+def directory_of(path: str) -> str:
+    """Where relative paths in a file start."""
+    return posixpath.dirname(path) if "://" in path else os.path.dirname(os.path.abspath(path))
 
 
 def store(job: Job, output: str) -> None:
@@ -81,7 +84,8 @@ def _join(base: str, path: str) -> str:
     return f"{scheme}{separator}{posixpath.normpath(posixpath.join(rest, path))}"
 
 
-def _read(path: str) -> str:
+def read_text(path: str, called: str = "job file") -> str:
+    """The text of a job file, or of another that is written alike."""
     try:
         if "://" in path:
             data = read_bytes(path, limit_bytes=LIMIT_BYTES)
@@ -92,7 +96,7 @@ def _read(path: str) -> str:
     except UnicodeDecodeError as error:
         raise JobError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except OSError as error:
-        raise JobError(f"cannot read the job file {path}: {error.strerror or error}") from error
+        raise JobError(f"cannot read the {called} {path}: {error.strerror or error}") from error
 
 
 def _apply(override: str, values: dict[str, Any], origins: dict[Path, str]) -> None:

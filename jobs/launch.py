@@ -6,6 +6,7 @@ found later would cost the user the output path as well. A finished job needs ne
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from jobs.job_file import store
 from jobs.spec import Job
 from jobs.wording import duration, failed_words, rate_words, token_words
 from pipeline import storage
-from pipeline.errors import JobError, PromptError
+from pipeline.errors import EmptyInput, JobError, PromptError
 from pipeline.generation import Generate
 from pipeline.manifest import Manifest, summarise
 from pipeline.records import default_record_id
@@ -89,12 +90,13 @@ def outcome_lines(outcome: Outcome) -> Iterator[tuple[str, str]]:
         yield "limit", f"{summary.failed_fraction:.2%} failed, limits.max_failed_fraction is {limit:.2%}"
 
 
-def open_parts(job: Job) -> Parts:
-    """Reads the checkpoint's config and headers, the tokenizer and the list of input files; no device is touched."""
+def open_parts(job: Job, source: Source | None = None) -> Parts:
+    """Reads the checkpoint's config and headers, the tokenizer and the list of input files, unless `source` stands in
+    for these; no device is touched."""
     model = preflight(job.model.checkpoint, storage.open_input, **job.engine.layouts())
     tokenizer = Tokenizer.load(job.model.checkpoint)
     task = (Generate if job.task == "generate" else Score)(job.settings(), tokenizer)
-    source = open_source(
+    source = source or open_source(
         path=job.input.path,
         format=job.input.format,
         tfds=job.input.tfds,
@@ -107,21 +109,29 @@ def open_parts(job: Job) -> Parts:
 
 
 def run(
-    job: Job, flags: Sequence[str] = (), console: Console | None = None, *, engine_factory: str | None = None
+    job: Job,
+    flags: Sequence[str] = (),
+    console: Console | None = None,
+    *,
+    engine_factory: str | None = None,
+    source: Source | None = None,
+    may_be_empty: bool = False,
 ) -> Outcome:
     """Runs what is missing of a job and returns when it is finished.
 
     `flags` go to Beam. Progress is shown on `console`, if there is one. `engine_factory` ("module:callable") stands in
-    for `Engine.load`, for tests and benchmarks.
+    for `Engine.load`, for tests and benchmarks. `source` stands in for the job's input: some of its files, or rows. A
+    job without rows is an error, unless it `may_be_empty`; then it is finished at once.
     """
     started = time.monotonic()
-    parts = open_parts(job)
+    parts = open_parts(job, source)
     output = job.output.path
     if not storage.exists(storage.join(output, PLAN_NAME)):
-        refuse_missing_columns(parts)
+        with contextlib.suppress(EmptyInput):  # which is for the plan to refuse, or not
+            refuse_missing_columns(parts)
     if not storage.exists(storage.join(output, SUCCESS_NAME)):
         storage.check_writable(output)
-    plan = _plan(parts)
+    plan = _plan(parts, may_be_empty)
     manifest = Manifest(output, plan)
     todo = manifest.todo()
     if todo:
@@ -164,11 +174,12 @@ def _refuse_impossible(parts: Parts) -> None:
             raise JobError(f"sampling.stop_token_ids: {token}, the model's vocabulary is 0 to {model.vocab_size - 1}")
 
 
-def _plan(parts: Parts) -> Plan:
+def _plan(parts: Parts, may_be_empty: bool) -> Plan:
     job = parts.job
     return plan_job(
         job.output.path,
         parts.source,
+        may_be_empty=may_be_empty,
         name=job.name,
         task=job.task,
         settings=job.settings(),

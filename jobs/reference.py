@@ -79,7 +79,7 @@ These fields of vLLM's SamplingParams are refused by name:
 
 def job_schema() -> dict[str, Any]:
     """JSON schema (2020-12) of a job file."""
-    schema = Job.model_json_schema(schema_generator=_DescribedSchema)
+    schema = Job.model_json_schema(schema_generator=DescribedSchema)
     return {"$schema": GenerateJsonSchema.schema_dialect, **schema}
 
 
@@ -90,12 +90,12 @@ def job_reference() -> str:
     return _PAGE.format(
         example=EXAMPLE,
         score_example=SCORE_EXAMPLE,
-        sections="\n".join(_section(path or "the job", properties[model]) for path, model in sections(Job)),
+        sections="\n".join(section_table(path or "the job", properties[model]) for path, model in sections(Job)),
         not_supported="\n".join(f"- `{name}`: {reason}" for name, reason in sorted(Sampling.NOT_SUPPORTED.items())),
     )
 
 
-class _DescribedSchema(GenerateJsonSchema):
+class DescribedSchema(GenerateJsonSchema):
     """Without titles that repeat the names, and with descriptions on one line."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
@@ -116,7 +116,8 @@ def _unwrap(schema: Any) -> Any:
     }
 
 
-def _section(name: str, schema: dict[str, Any]) -> str:
+def section_table(name: str, schema: dict[str, Any]) -> str:
+    """A heading and a table of the fields of one mapping."""
     required = schema.get("required", [])
     rows = [
         f"| `{field}` | {_type(facts)} | {_default(field, facts, required)} | {facts['description']} |"
@@ -150,6 +151,8 @@ def _types(facts: dict[str, Any]) -> Iterator[str]:
         yield from (f"`{value}`" for value in facts["enum"])
     elif facts.get("type") == "array":
         yield f"list of {_type(facts['items']).replace('mapping', 'mappings').replace('string', 'strings')}"
+    elif facts.get("type") == "object":
+        yield "mapping"
     elif facts.get("type") not in (None, "null"):
         yield f"{facts['type']}{_range(facts)}"
 

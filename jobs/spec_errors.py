@@ -16,25 +16,29 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from jobs.document import Path
-from jobs.section import CONTRADICTION, sections
+from jobs.section import CONTRADICTION, Section, sections
 from jobs.spec import Job, Sampling
 
-_MODELS = dict(sections(Job))
+Models = Mapping[str, type[Section]]
+"""The model of every mapping in a file, by dotted path."""
 
 
-def explain(error: ValidationError, values: Any, origins: Mapping[Path, str]) -> list[str]:
+def explain(
+    error: ValidationError, values: Any, origins: Mapping[Path, str], of: type[Section] = Job, called: str = "job"
+) -> list[str]:
     """One line per wrong field. `origins` says where a value was written: a line, or an override."""
+    models: Models = dict(sections(of))
     problems: dict[Path, list[str]] = {}
-    for path, problem in _problems(error, values):
+    for path, problem in _problems(error, values, models, called):
         problems.setdefault(path, []).append(problem)
-    return [f"{_origin(path, origins)}: {_sentence(path, said, values)}" for path, said in problems.items()]
+    return [f"{_origin(path, origins)}: {_sentence(path, said, values, called)}" for path, said in problems.items()]
 
 
 def dotted(path: Path) -> str:
     return ".".join(map(str, path))
 
 
-def _problems(error: ValidationError, values: Any) -> Iterator[tuple[Path, str]]:
+def _problems(error: ValidationError, values: Any, models: Models, called: str) -> Iterator[tuple[Path, str]]:
     found = [(_path(detail, values), detail) for detail in error.errors(include_url=False)]
     for path, detail in found:
         is_other_branch = any(len(other) > len(path) and other[: len(path)] == path for other, _ in found)
@@ -42,9 +46,9 @@ def _problems(error: ValidationError, values: Any) -> Iterator[tuple[Path, str]]
             for field, problem in detail.get("ctx", {})["problems"]:
                 yield (*path, *field.split(".")), problem
         elif detail["type"] == "extra_forbidden":
-            yield path, _unknown(path)
+            yield path, _unknown(path, models, called)
         elif detail["type"] == "missing":
-            yield path, f"is missing: {_description(path)}"
+            yield path, f"is missing: {_description(path, models)}"
         elif not is_other_branch:
             message = re.sub(r"^(Input|String|Tuple|Value) (?=should)", "", detail["msg"])
             yield path, message.replace("an object", "a mapping").replace("a valid array", "a list")
@@ -65,8 +69,8 @@ def _holds(values: Any, step: str | int) -> bool:
     return step in values if isinstance(values, dict) else isinstance(values, list) and isinstance(step, int)
 
 
-def _sentence(path: Path, said: list[str], values: Any) -> str:
-    name = dotted(path) or "the job"
+def _sentence(path: Path, said: list[str], values: Any, called: str) -> str:
+    name = dotted(path) or f"the {called}"
     if not all(problem.startswith("should ") for problem in said):
         return f"{name}: {'; '.join(said)}"
     for step in path:
@@ -77,20 +81,20 @@ def _sentence(path: Path, said: list[str], values: Any) -> str:
     return f"{name}: {wanted}; got {got if len(got) <= 60 else got[:57] + '...'}"
 
 
-def _unknown(path: Path) -> str:
+def _unknown(path: Path, models: Models, called: str) -> str:
     section, key = _section(path), str(path[-1])
-    model = _MODELS[section]
+    model = models[section]
     if model is Sampling and key in Sampling.NOT_SUPPORTED:
         return f"is not supported here, though vLLM has it: {Sampling.NOT_SUPPORTED[key]}"
     if close := difflib.get_close_matches(key.lower(), model.model_fields, n=1):
         return f"is not a field; did you mean {close[0]}?"
-    if elsewhere := [other for other, model in _MODELS.items() if other and key in model.model_fields]:
+    if elsewhere := [other for other, model in models.items() if other and key in model.model_fields]:
         return f"is not a field here; did you mean {elsewhere[0]}.{key}?"
-    return f"is not a field; {section or 'a job'} has {', '.join(model.model_fields)}"
+    return f"is not a field; {section or f'a {called}'} has {', '.join(model.model_fields)}"
 
 
-def _description(path: Path) -> str:
-    return " ".join((_MODELS[_section(path)].model_fields[str(path[-1])].description or "").split())
+def _description(path: Path, models: Models) -> str:
+    return " ".join((models[_section(path)].model_fields[str(path[-1])].description or "").split())
 
 
 def _section(path: Path) -> str:

@@ -12,6 +12,7 @@ from .errors import PenstockError
 _COUNTS = ("records_done", "records_failed", "prompt_tokens", "generated_tokens", "scored_tokens")
 
 _cancelled = threading.Event()
+_cancelled_outputs: set[str] = set()
 _driver = threading.Event()
 _counts: Counter[str] = Counter()
 _lock = threading.Lock()
@@ -21,20 +22,25 @@ class Cancelled(PenstockError):
     """The run was interrupted; what it has not published, the next run computes."""
 
 
-def cancel() -> None:
-    """Make every shard that runs in this process stop with `Cancelled`, and every later one, until `reset`."""
-    _cancelled.set()
+def cancel(output: str | None = None) -> None:
+    """Make every shard that runs in this process stop with `Cancelled`, and every later one, until `reset`; or only
+    the shards of one output, where several jobs run at a time."""
+    if output is None:
+        _cancelled.set()
+    else:
+        _cancelled_outputs.add(output)
 
 
-def stop_if_cancelled() -> None:
-    if _cancelled.is_set():
+def stop_if_cancelled(output: str | None = None) -> None:
+    """To be called now and then by whatever takes long, with the output it is for if that is known."""
+    if _cancelled.is_set() or output in _cancelled_outputs:
         raise Cancelled("the run was cancelled; the same command goes on where it stopped")
 
 
-def pause(seconds: float) -> None:
-    """Wait; `Cancelled` at once when the run is."""
+def pause(seconds: float, output: str | None = None) -> None:
+    """Wait; `Cancelled` at once when all runs are, and afterwards when that of `output` is."""
     _cancelled.wait(seconds)
-    stop_if_cancelled()
+    stop_if_cancelled(output)
 
 
 def start_driving() -> None:
@@ -65,8 +71,12 @@ def count(rows: Sequence[Mapping[str, Any]]) -> None:
             _counts["scored_tokens"] += sum(row.get("token_count") or ())
 
 
-def reset() -> None:
-    """Count from zero and forget `cancel`: for a process that runs one job after another."""
+def reset(output: str | None = None) -> None:
+    """Count from zero and forget `cancel`, before a run of `output`: for a process that runs one job after another."""
     _cancelled.clear()
+    if output is None:
+        _cancelled_outputs.clear()
+    else:
+        _cancelled_outputs.discard(output)
     with _lock:
         _counts.clear()

@@ -20,6 +20,10 @@ class MissingFile(InputError, FileNotFoundError):
     """A file that was asked for by name is not there."""
 
 
+class EmptyInput(InputError):
+    """The input is there and holds no row."""
+
+
 class OutputError(PenstockError):
     """The output cannot be written, or holds something that does not belong to this job."""
 

@@ -192,7 +192,7 @@ class RunShard(beam.DoFn):
             if pause_seconds == _FIRST_PAUSE_SECONDS:
                 holder = self._leases.holder(item.shard)
                 logger.warning("waiting for shard %d, which is being computed by %s", item.shard, holder)
-            activity.pause(pause_seconds)
+            activity.pause(pause_seconds, self._job.output)
             pause_seconds = min(2 * pause_seconds, self._job.lease_seconds / 6)
         count_found_done()
         return True

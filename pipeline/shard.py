@@ -81,7 +81,7 @@ class Shard:
 
     def _open(self, row: Row) -> _Record:
         """Sends off what a row asks of the engine, or marks the row as failed."""
-        activity.stop_if_cancelled()
+        activity.stop_if_cancelled(self.job.output)
         record = _Record(
             {
                 "record_id": default_record_id(self.item.source_file, row.row),
@@ -151,7 +151,7 @@ class Shard:
         rows = [record.columns]
         if record.columns["status"] == "ok":
             try:
-                answers = [_wait(answer) for answer in record.answers]
+                answers = [_wait(answer, self.job.output) for answer in record.answers]
             except self.refusal as error:
                 record.fail(f"request: {error}")
             else:
@@ -187,8 +187,8 @@ class _RowError(Exception):
     """Why a row fails, as `kind: reason`; failures are counted by kind."""
 
 
-def _wait(answer: Future[Any]) -> Any:
+def _wait(answer: Future[Any], output: str) -> Any:
     while not answer.done():
-        activity.stop_if_cancelled()
+        activity.stop_if_cancelled(output)
         wait([answer], timeout=_POLL_SECONDS)
     return answer.result()

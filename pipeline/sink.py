@@ -98,13 +98,15 @@ class _Tally:
 
     def count(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         sample, failed = 0, False  # of the current record
+        numbers, row_number = self._item.row_numbers(), -1
         for row in rows:
             if row["sample_index"] == 0:
                 self._records, sample, failed = self._records + 1, 0, False
+                row_number = next(numbers, -1)
                 self._tokens["prompt"] += row.get("prompt_token_count") or 0
             else:
                 sample += 1
-            expected = (self._item.source_file, self._item.first_row + self._records - 1, sample)
+            expected = (self._item.source_file, row_number, sample)
             found = (row["source_file"], row["source_row"], row["sample_index"])
             if found != expected:
                 raise OutputError(f"shard {self._item.shard}: result row {found} came where {expected} was due")

@@ -33,7 +33,7 @@ from schemas.manifest import (
 from schemas.score import SCORE_VERSION, score_schema
 
 from . import storage
-from .errors import InputError, JobError, OutputError, PlanMismatch
+from .errors import EmptyInput, JobError, OutputError, PlanMismatch
 from .kept_columns import kept_fields
 from .records import canonical_json, content_hash
 from .sources import read_rows
@@ -90,20 +90,20 @@ class PlanFacts:
         return _TABLES[self.task][1](self.kept)
 
 
-def plan_job(output: str, source: Source, **asked: Unpack[Asked]) -> Plan:
+def plan_job(output: str, source: Source, *, may_be_empty: bool = False, **asked: Unpack[Asked]) -> Plan:
     """The plan of the job at `output`: the stored one when it is what is asked, else a new one, then stored."""
     if not storage.exists(storage.join(output, PLAN_NAME)):
-        return commit_plan(output, make_plan(source, **asked))
+        return commit_plan(output, make_plan(source, may_be_empty=may_be_empty, **asked))
     stored = read_plan(output)
     return commit_plan(output, replace(stored, **_header(asked, identify(source)), columns=_named(stored, asked)))
 
 
-def make_plan(source: Source, **asked: Unpack[Asked]) -> Plan:
-    """Read the input once and cut it into shards."""
+def make_plan(source: Source, *, may_be_empty: bool = False, **asked: Unpack[Asked]) -> Plan:
+    """Read the input once and cut it into shards. No row is an error, or, where it may be empty, no shard."""
     header = _header(asked, identify(source))
-    items = list(source.work_items(asked["shard_rows"]))
-    if not items:
-        raise InputError(f"the input has no rows: {', '.join(file.url for file in header['inputs'][:8])}")
+    items = _planned(source, asked["shard_rows"])
+    if not items and not may_be_empty:
+        raise EmptyInput(f"the input has no rows: {', '.join(file.url for file in header['inputs'][:8])}")
     assert [item.shard for item in items] == list(range(len(items)))
     kept = kept_fields(source, asked["keep_columns"], _all_rows(items))
     return Plan(
@@ -113,6 +113,13 @@ def make_plan(source: Source, **asked: Unpack[Asked]) -> Plan:
         rows_total=sum(item.rows for item in items),
         shards=tuple(item.to_json() for item in items),
     )
+
+
+def _planned(source: Source, shard_rows: int) -> list[WorkItem]:
+    try:
+        return list(source.work_items(shard_rows))
+    except EmptyInput:
+        return []
 
 
 def commit_plan(output: str, plan: Plan) -> Plan:
@@ -220,7 +227,11 @@ def _job_fingerprint(header: Mapping[str, Any], kept: Sequence[pa.Field], names:
 
 def _all_rows(items: Sequence[WorkItem]) -> Iterator[Row]:
     """The rows of all shards, each file read in one go."""
-    for _, group in itertools.groupby(items, key=lambda item: (item.source, item.options)):
+    for whole, group in itertools.groupby(items, key=lambda item: (item.source, item.options, all(item.selection))):
+        if not whole[-1]:
+            for item in group:
+                yield from read_rows(item)
+            continue
         first, *rest = group
         last = rest[-1] if rest else first
         yield from read_rows(replace(first, rows=last.first_row + last.rows - first.first_row, stop=last.stop))

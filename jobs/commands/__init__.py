@@ -14,6 +14,8 @@ from jobs.commands import (
     measure_machine,
     plan_job,
     run,
+    run_due,
+    schedule,
     schema,
     show,
     status,
@@ -22,6 +24,8 @@ from jobs.commands import (
 
 COMMANDS = (
     run,
+    run_due,
+    schedule,
     follow,
     validate,
     plan_job,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 
 def add_job(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +41,13 @@ def seconds(text: str) -> float:
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return number
+
+
+def span(text: str) -> str:
+    """A length of time as schedules write it."""
+    if not re.fullmatch(r"\d{1,6}(s|min|h|d)", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is no length of time; write it as 90s, 30min, 2h or 7d")
+    return text
 
 
 def positive(text: str) -> int:

@@ -1,4 +1,4 @@
-"""`penstock schema`: what a job file may hold, for editors and for people."""
+"""`penstock schema`: what a job or schedule file may hold, for editors and for people."""
 
 from __future__ import annotations
 
@@ -8,22 +8,30 @@ import json
 from jobs.commands.exit_codes import DONE
 
 NAME = "schema"
-SUMMARY = "JSON schema of a job file, for editors"
+SUMMARY = "JSON schema of a job or schedule file, for editors"
 TEXT = """\
-Print the JSON schema of a job file. Editors complete and check a job that names it in its first line.
+Print the JSON schema of a job file. Editors complete and check a job that names it in its first line. With --schedule
+it is that of a schedule file.
 
-example:
+examples:
   penstock schema > job.schema.json
   # yaml-language-server: $schema=./job.schema.json
+  penstock schema --schedule > schedule.schema.json
 """
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", action="store_true", help="the reference page instead")
+    parser.add_argument("--schedule", action="store_true", help="of a schedule file")
 
 
 def handle(options: argparse.Namespace) -> int:
-    from jobs.reference import job_reference, job_schema
+    if options.schedule:
+        from jobs.scheduling.reference import schedule_reference as reference
+        from jobs.scheduling.reference import schedule_schema as schema
+    else:
+        from jobs.reference import job_reference as reference
+        from jobs.reference import job_schema as schema
 
-    print(job_reference() if options.markdown else json.dumps(job_schema(), indent=2) + "\n", end="")
+    print(reference() if options.markdown else json.dumps(schema(), indent=2) + "\n", end="")
     return DONE

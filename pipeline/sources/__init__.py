@@ -54,14 +54,15 @@ def read_rows(item: WorkItem, columns: Collection[str] | None = None) -> Iterato
     Formats that can will read only `columns` (None: all, but images, audio and video are not decoded then); a
     column that a row does not have is absent from its values.
     """
-    found = 0
+    found, chosen = 0, item.selection
     for values, error in _READERS[item.format](item, columns):
-        if found == item.rows:
-            raise changed_since_plan(item.source, f"there are more than {item.rows} rows in shard {item.shard}")
-        yield Row(item.first_row + found, values, error)
+        if found == len(chosen):
+            raise changed_since_plan(item.source, f"there are more than {found} rows in shard {item.shard}")
+        if chosen[found]:
+            yield Row(item.first_row + found, values, error)
         found += 1
-    if found < item.rows:
-        raise changed_since_plan(item.source, f"there are {found} of {item.rows} rows in shard {item.shard}")
+    if found < len(chosen):
+        raise changed_since_plan(item.source, f"there are {found} of {len(chosen)} rows in shard {item.shard}")
 
 
 def _format_by_suffix(path: str, urls: list[str], expected: str | None) -> str:

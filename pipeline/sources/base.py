@@ -12,7 +12,7 @@ for Parquet and TFDS files.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import InputError
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipeline.storage import FileFacts
+
+
+_SELECTION = "only_rows"  # an option: how many rows the piece of the file has, a colon, and a bit for each, as hex
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,28 @@ class WorkItem:
     start: int
     stop: int
     options: tuple[tuple[str, str], ...] = ()
+
+    def selecting(self, chosen: Sequence[bool]) -> WorkItem:
+        """The same piece of the file with only some of its rows: `chosen` says which, one for each of them."""
+        bits = sum(1 << i for i, is_chosen in enumerate(chosen) if is_chosen)
+        options = (*self.options, (_SELECTION, f"{len(chosen)}:{bits:x}"))
+        return replace(self, rows=sum(chosen), options=options)
+
+    def row_numbers(self) -> Iterator[int]:
+        """The numbers of its rows within the file, ascending."""
+        for i, is_chosen in enumerate(self.selection):
+            if is_chosen:
+                yield self.first_row + i
+
+    @property
+    def selection(self) -> Sequence[bool]:
+        """Which rows of its piece of the file it has, one for each that is there."""
+        text = dict(self.options).get(_SELECTION)
+        if text is None:
+            return [True] * self.rows
+        span, _, bits = text.partition(":")
+        chosen = int(bits, 16)
+        return [bool(chosen >> i & 1) for i in range(int(span))]
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "options": dict(self.options)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, takewhile
 from typing import TYPE_CHECKING, TypeVar
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from fsspec.core import strip_protocol
 
 from pipeline import storage
-from pipeline.errors import InputError
+from pipeline.errors import EmptyInput, InputError
 from pipeline.sources.base import Format, Span, WorkItem
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ class FileSource:
         self._urls = urls
         self._format_name = format_name
         self._format = file_format
+
+    def only(self, urls: Collection[str]) -> FileSource:
+        """Some of its files; their rows are the same rows."""
+        return FileSource(self._pattern, [url for url in self._urls if url in urls], self._format_name, self._format)
 
     def files(self) -> list[storage.FileFacts]:
         return list(_map_concurrently(storage.stat, self._urls))
@@ -61,7 +65,7 @@ class FileSource:
                     len(spans),
                 )
         if next(shards) == 0:
-            raise InputError(f"{self._pattern} holds no rows (files: {len(self._urls)}, all of them empty)")
+            raise EmptyInput(f"{self._pattern} holds no rows (files: {len(self._urls)}, all of them empty)")
 
     def columns(self) -> dict[str, pa.DataType] | None:
         """What the first file that declares columns declares."""

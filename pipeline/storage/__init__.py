@@ -19,7 +19,7 @@ from pipeline.storage.publishing import (
     remove_abandoned,
     scratch,
 )
-from pipeline.storage.reading import FileFacts, exists, expand, list_names, open_input, read_bytes, stat
+from pipeline.storage.reading import FileFacts, exists, expand, list_names, modified_at, open_input, read_bytes, stat
 from pipeline.urls import join, redacted, refuse_secrets
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "expand",
     "join",
     "list_names",
+    "modified_at",
     "open_input",
     "publish_if_absent",
     "publish_over",

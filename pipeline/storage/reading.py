@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import os
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def expand(pattern: str) -> list[str]:
         if not is_hidden(os.path.basename(path)):
             files = [name for name in files if not is_hidden(os.path.basename(name))]
     if not files:
-        raise InputError(f"no input file matches {pattern}{_neighbours(fs, path)}")
+        raise MissingFile(f"no input file matches {pattern}{_neighbours(fs, path)}")
     return sorted(url_of(fs, name) for name in files)
 
 
@@ -74,6 +75,16 @@ def open_input(url: str) -> BinaryIO:
         raise MissingFile(f"there is no file {url}") from e
     except OSError as e:
         raise InputError(f"cannot read {url}: {e}") from e
+
+
+def modified_at(url: str) -> datetime.datetime | None:
+    """When a file was last written, by the clock of its store; None where the store does not say."""
+    fs, path = resolve(url)
+    try:
+        moment = ask(Doing("read", url), lambda: fs.modified(path))
+    except (NotImplementedError, FileNotFoundError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
 
 
 def exists(url: str) -> bool:
