@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from jobs.commands import (
     compile_phase,
+    export,
     follow,
     measure_machine,
+    merge,
     plan_job,
     report,
     run,
@@ -33,6 +35,8 @@ COMMANDS = (
     status,
     show,
     report,
+    export,
+    merge,
     schema,
     compile_phase,
     measure_machine,
