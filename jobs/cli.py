@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from engine.errors import EngineError
+from jobs import logs
 from jobs.commands import COMMANDS
 from jobs.commands.exit_codes import DONE, EXIT_CODES, INTERRUPTED, REFUSED, TERMINATED
 from jobs.termination import Terminated, sigterm_raises
@@ -32,13 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if flags and not options.passes_flags:
         parser.error(f"unknown: {' '.join(flags)}; see penstock {options.command} --help")
     options.flags, options.line = flags, shlex.join(["penstock", *arguments])
-    _set_up_logging(options.verbose)
+    with logs.logging_to_stderr(options.log_format, verbose=options.verbose):
+        return _handle(options)
+
+
+def _handle(options: argparse.Namespace) -> int:
     try:
         with sigterm_raises():
             return options.handle(options)
     except (PenstockError, EngineError) as error:
         logging.getLogger(__name__).info("where it went wrong", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
+        logs.say_error(error, options.log_format, sys.stderr)
         return REFUSED
     except Terminated:
         return TERMINATED
@@ -47,25 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-
-
-def _set_up_logging(verbose: bool) -> None:
-    """Quiet: our own warnings. Others raise their errors besides logging them. Verbose: what everybody has to say."""
-    logging.basicConfig()
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(_WithoutSecrets("%(asctime)s %(levelname).1s %(name)s: %(message)s", "%H:%M:%S"))
-    logging.getLogger().setLevel(logging.INFO if verbose else logging.CRITICAL)
-    for room in ("engine", "pipeline", "jobs"):
-        logging.getLogger(room).setLevel(logging.INFO if verbose else logging.WARNING)
-
-
-class _WithoutSecrets(logging.Formatter):
-    """What drivers of object stores log, and tracebacks through them, may hold tokens and signed URLs."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        from pipeline.urls import without_secrets
-
-        return without_secrets(super().format(record))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         added = parsers.add_parser(command.NAME, help=command.SUMMARY, description=command.TEXT, **shared)
         added.add_argument("-v", "--verbose", action="store_true", help="log what happens, and show tracebacks")
+        added.add_argument(
+            "--log-format", choices=logs.FORMATS, default="text", help="json: one object a line (default: text)"
+        )
         added.set_defaults(handle=command.handle, passes_flags=getattr(command, "PASSES_FLAGS", False))
         command.add_options(added)
     return parser

@@ -1,8 +1,8 @@
 """Results in the forms that other programs read: JSON lines, CSV, and the files of OpenAI's Batch API.
 
 One pass, batch by batch, in input order. A file becomes visible whole or not at all, and never replaces another; the
-standard output is written as the rows come. A name that ends in .gz is compressed, without a time in it: the same results
-are the same bytes.
+standard output is written as the rows come. A name that ends in .gz is compressed, without a time in it: the same
+results are the same bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from jobs.results import Results, chosen_columns, read_results
 from jobs.wording import count_words
 from pipeline import storage
 from pipeline.errors import JobError, OutputError
+from pipeline.manifest import summarise
 from pipeline.records import json_line
 
 FORMATS = ("jsonl", "csv", "openai-batch")
@@ -109,7 +110,8 @@ def _csv(results: Results, to: BinaryIO, columns: Sequence[str], seen: Seen) -> 
 def _openai(results: Results, to: BinaryIO, errors: BinaryIO, seen: Seen) -> tuple[int, int]:
     lines = failed = 0
     rows = _rows(results, openai_batch.columns(results.schema().names), seen)
-    for line in openai_batch.lines(rows, results.plan):
+    started_at = summarise(results.plan, results.entries).started_at
+    for line in openai_batch.lines(rows, results.plan, started_at):
         is_error = line["error"] is not None
         failed, lines = failed + is_error, lines + (not is_error)
         (errors if is_error else to).write(json_text(line).encode())
@@ -138,10 +140,10 @@ def _finite(value: Any) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    if value is None or isinstance(value, str | int | float) and not isinstance(value, bool):
+    if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
         return value
-    text = json_text({"": value})
-    return json.loads(text)[""] if isinstance(json.loads(text)[""], str) else text[5:-2]
+    form = json.loads(json_text({"": value}))[""]  # dates and bytes have a form as text
+    return form if isinstance(form, str) else json.dumps(form, ensure_ascii=False)
 
 
 @contextlib.contextmanager

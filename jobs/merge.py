@@ -1,8 +1,8 @@
 """Many small parts become few large files somewhere else: the same rows, in the same order, nothing left out.
 
 The output itself is never touched: it stays what a rerun of the job looks at. How rows are cut into files is decided
-before the first is written (`_merged.json`), and each file is published once, whole or not at all; so a merge that was killed goes
-on where it stopped, and two at once agree. Memory is that of one row group, in and out.
+before the first is written (`_merged.json`), and each file is published once, whole or not at all; so a merge that
+was killed goes on where it stopped, and two at once agree. Memory is that of one row group, in and out.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ class Outcome:
         yield "job", f"{merged.name} ({merged.task})"
         yield "rows", f"{merged.rows:,} in input order, of {merged.ok + merged.failed:,} records, {self.failed}"
         already = merged.files - self.written
-        yield "files", f"{count_words(self.parts, 'part')}{partial} -> {count_words(merged.files, 'file')}" + (
-            f", {already} of them there before" if already else ""
+        yield (
+            "files",
+            f"{count_words(self.parts, 'part')}{partial} -> {count_words(merged.files, 'file')}"
+            + (f", {already} of them there before" if already else ""),
         )
         yield "to", self.to
 
@@ -90,7 +92,9 @@ def merge(
 def _refuse_inside(output: str, to: str) -> None:
     here, there = (_normal(place) for place in (output, to))
     if there == here or there.startswith(here + "/"):
-        raise OutputError(f"--to {to} is in the output itself, where a rerun would take it for results; name another place")
+        raise OutputError(
+            f"--to {to} is in the output itself, where a rerun would take it for results; name another place"
+        )
     if not to.endswith(".parquet") and here.startswith(there + "/"):
         raise OutputError(f"--to {to} holds the output {output}; name another place")
 
@@ -125,13 +129,18 @@ def _claim(to: str, merged: Merged) -> None:
     """Makes the directory this merge's own; one that holds anything else is refused."""
     storage.remove_abandoned(to)
     url = storage.join(to, MERGED_NAME)
+    if storage.exists(url):
+        _refuse_other_merge(to, url, merged)
     ours = {part_name(index, merged.files) for index in range(merged.files)} | {MERGED_NAME, SUCCESS_NAME}
     others = [name for name in storage.list_names(to) if name not in ours and not name.startswith(".")]
     if others or (storage.list_names(to) and not storage.exists(url)):
         held = ", ".join((others or storage.list_names(to))[:5])
         raise OutputError(f"{to} holds {held}, which is not of this merge; name a new or empty directory")
-    if storage.publish_if_absent(url, merged.to_json()):
-        return
+    if not storage.publish_if_absent(url, merged.to_json()):
+        _refuse_other_merge(to, url, merged)
+
+
+def _refuse_other_merge(to: str, url: str, merged: Merged) -> None:
     try:
         there = Merged.from_json(storage.read_bytes(url))
     except DocumentError as error:
@@ -171,7 +180,9 @@ def _write(results: Results, about: MergedFile, url: str, seen: Callable[[int], 
         try:
             _fill(path, results, about, seen)
         except OSError as error:
-            raise OutputError(f"cannot write {url}: {error}; what is finished stays, and the same command goes on") from error
+            raise OutputError(
+                f"cannot write {url}: {error}; what is finished stays, and the same command goes on"
+            ) from error
         return storage.publish_if_absent(url, path)
 
 

@@ -1,15 +1,16 @@
-"""The output files of OpenAI's Batch API: a line for each request, in one file those that were answered, in another the rest.
+"""The output files of OpenAI's Batch API: a line for each request, those that failed in a file of their own.
 
-    {"id": ..., "custom_id": RECORD_ID, "response": {"status_code": 200, "request_id": ..., "body": COMPLETION}, "error": null}
-    {"id": ..., "custom_id": RECORD_ID, "response": null, "error": {"code": KIND, "message": REASON}}
+    {"id", "custom_id": RECORD_ID, "response": {"status_code": 200, "request_id", "body": COMPLETION}, "error": null}
+    {"id", "custom_id": RECORD_ID, "response": null, "error": {"code": KIND, "message": REASON}}
 
-The body is a chat completion where the job writes messages, else a text completion. The samples of a record are its choices.
-Log-probabilities stay in the Parquet files: that form wants the text of every token, and results hold token ids. Reference:
-platform.openai.com/docs/api-reference/batch/request-output.
+The body is a chat completion where the job writes messages, else a text completion. The samples of a record are its
+choices. Log-probabilities stay in the Parquet files: that form wants the text of every token, and results hold token
+ids. Reference: platform.openai.com/docs/api-reference/batch/request-output.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,8 +35,9 @@ def columns(present: Sequence[str]) -> list[str]:
     return [name for name in _NEEDED if name in present]
 
 
-def lines(rows: Iterable[Mapping[str, Any]], plan: Plan) -> Iterator[dict[str, Any]]:
-    """One line for each record; `rows` have the samples of a record together."""
+def lines(rows: Iterable[Mapping[str, Any]], plan: Plan, started_at: str | None) -> Iterator[dict[str, Any]]:
+    """One line for each record; `rows` have the samples of a record together. All are dated when the job began."""
+    created = int(datetime.datetime.fromisoformat(started_at).timestamp()) if started_at else 0
     is_chat = bool((plan.settings.get("prompt") or {}).get("messages"))
     for _, group in itertools.groupby(rows, key=lambda row: (row["source_file"], row["source_row"])):
         samples = list(group)
@@ -47,7 +49,7 @@ def lines(rows: Iterable[Mapping[str, Any]], plan: Plan) -> Iterator[dict[str, A
             code = str(first["error"]).split(":", 1)[0]
             yield line | {"response": None, "error": {"code": code, "message": first["error"]}}
         else:
-            body = _completion(samples, plan, identity, is_chat)
+            body = {"created": created} | _completion(samples, plan, identity, is_chat)
             response = {"status_code": 200, "request_id": f"req_{identity}", "body": body}
             yield line | {"response": response, "error": None}
 

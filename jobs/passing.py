@@ -1,4 +1,4 @@
-"""Progress of work whose only measure is rows that pass: a line on the terminal after a while, nothing for short work."""
+"""Progress of work whose measure is rows that pass: a line after a while, nothing for short work."""
 
 from __future__ import annotations
 

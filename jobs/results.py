@@ -1,7 +1,7 @@
 """The results of an output as one stream, in input order: what `penstock merge` and `penstock export` read.
 
-Files are read batch by batch and held against their entries: a part of another job, one that is damaged, or one that has
-other rows than were committed stops the reading with its name.
+Files are read batch by batch and held against their entries: a part of another job, one that is damaged, or one that
+has other rows than were committed stops the reading with its name.
 """
 
 from __future__ import annotations
@@ -40,8 +40,6 @@ class Results:
 
     def schema(self) -> pa.Schema:
         """Of every part, without the footer of one."""
-        import pyarrow as pa
-
         with _opened(self, self.entries[0]) as parquet:
             schema: pa.Schema = parquet.schema_arrow
             return schema.with_metadata({key: v for key, v in (schema.metadata or {}).items() if key != FOOTER_KEY})
@@ -116,9 +114,7 @@ class _opened:
 
         self._file.close()
         if isinstance(error, pa.ArrowException | OSError | DocumentError | UnicodeDecodeError):
-            raise OutputError(
-                f"{self._url} is damaged: {error}; delete it, and the job computes it again"
-            ) from error
+            raise OutputError(f"{self._url} is damaged: {error}; delete it, and the job computes it again") from error
 
     def _check(self, parquet: pq.ParquetFile) -> None:
         footer = (parquet.metadata.metadata or {}).get(FOOTER_KEY)

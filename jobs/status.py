@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jobs.job_file import STORED_NAME
 from jobs.wording import count_words, duration, failed_words, rate_words, token_words
@@ -31,6 +32,12 @@ class Status:
     open_shards: tuple[Lease, ...] = ()
     """Those that are not done and that somebody is computing, or was when it died."""
 
+    @classmethod
+    def of(cls, output: str, plan: Plan, entries: Sequence[ShardEntry], is_finished: bool) -> Status:
+        done = {entry.shard for entry in entries}
+        leases = () if is_finished else tuple(lease for lease in holders(output) if lease.shard not in done)
+        return cls(output, plan, summarise(plan, entries), busy_seconds(entries), is_finished, leases)
+
     @property
     def records_done(self) -> int:
         return self.done.ok + self.done.failed
@@ -47,15 +54,7 @@ def read_status(output: str) -> Status:
     """The state of the job at `output`; nothing is written."""
     plan = read_plan(output)
     entries = Manifest(output, plan).entries()
-    done = {entry.shard for entry in entries}
-    return Status(
-        output=output,
-        plan=plan,
-        done=summarise(plan, entries),
-        busy_seconds=busy_seconds(entries),
-        is_finished=exists(join(output, SUCCESS_NAME)),
-        open_shards=tuple(lease for lease in holders(output) if lease.shard not in done),
-    )
+    return Status.of(output, plan, entries, exists(join(output, SUCCESS_NAME)))
 
 
 def busy_seconds(entries: Sequence[ShardEntry]) -> float:
@@ -66,6 +65,33 @@ def busy_seconds(entries: Sequence[ShardEntry]) -> float:
         total += max(0.0, end - max(start, busy_until))
         busy_until = max(busy_until, end)
     return total
+
+
+def status_json(status: Status) -> dict[str, Any]:
+    """The same for programs; times are seconds, counts are of records unless they are called rows."""
+    plan, done = status.plan, status.done
+    return {
+        "name": plan.name,
+        "task": plan.task,
+        "output": status.output,
+        "is_finished": status.is_finished,
+        "shards": {"done": done.shards, "total": len(plan.shards)},
+        "records": {"done": status.records_done, "ok": done.ok, "failed": done.failed, "total": plan.rows_total},
+        "rows": done.rows,
+        "failed_fraction": done.failed_fraction,
+        "failed_reasons": done.failed_reasons,
+        "tokens": {
+            "prompt": done.prompt_tokens,
+            "generated": done.completion_tokens,
+            "scored": done.scored_tokens,
+        },
+        "busy_seconds": round(status.busy_seconds, 3),
+        "seconds_left": None if status.is_finished or status.seconds_left is None else round(status.seconds_left, 1),
+        "started_at": done.started_at,
+        "last_shard_at": done.finished_at,
+        "job_fingerprint": plan.job_fingerprint,
+        "model_fingerprint": plan.model_fingerprint,
+    }
 
 
 def status_lines(status: Status) -> list[tuple[str, str]]:

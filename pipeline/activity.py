@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from .errors import PenstockError
 
+_REASONS_KEPT = 20
 _COUNTS = ("records_done", "records_failed", "prompt_tokens", "generated_tokens", "scored_tokens")
 
 _cancelled = threading.Event()
 _cancelled_outputs: set[str] = set()
 _driver = threading.Event()
 _counts: Counter[str] = Counter()
+_reasons: Counter[str] = Counter()
+_events: Counter[str] = Counter()
+_open: Counter[str] = Counter()
+_engines: weakref.WeakSet[Any] = weakref.WeakSet()
+_shard: ContextVar[int | None] = ContextVar("shard", default=None)
 _lock = threading.Lock()
 
 
@@ -59,12 +68,76 @@ def live() -> dict[str, int]:
         return {name: _counts[name] for name in _COUNTS}
 
 
+def failures() -> dict[str, int]:
+    """Failed records by the kind of their error, since the start of the process."""
+    with _lock:
+        return dict(_reasons)
+
+
+def events() -> dict[str, int]:
+    """What happened besides, by name, since the start of the process; see `happened`."""
+    with _lock:
+        return dict(_events)
+
+
+def happened(event: str) -> None:
+    """Count what is no row: a request to a store that was repeated, for one."""
+    with _lock:
+        _events[event] += 1
+
+
+def open_now() -> dict[str, int]:
+    """How many shards, and how many records of them that are not answered, are open at the moment."""
+    with _lock:
+        return {"shards": _open["shards"], "records": _open["records"]}
+
+
+def opened(records: int) -> None:
+    """Records were handed to the engine, or, below zero, are no longer waited for."""
+    with _lock:
+        _open["records"] += records
+
+
+@contextlib.contextmanager
+def working_on(shard: int) -> Iterator[None]:
+    """What this thread does in the block is for this shard."""
+    token = _shard.set(shard)
+    with _lock:
+        _open["shards"] += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _open["shards"] -= 1
+        _shard.reset(token)
+
+
+def current_shard() -> int | None:
+    """The shard that this thread works on."""
+    return _shard.get()
+
+
+def engine_started(engine: Any) -> None:
+    """Make an engine known to those who watch, for as long as it lives."""
+    with _lock:
+        _engines.add(engine)
+
+
+def engines() -> list[Any]:
+    """The engines of this process: one, as a rule."""
+    with _lock:
+        return list(_engines)
+
+
 def count(rows: Sequence[Mapping[str, Any]]) -> None:
     """Add the output rows of one record."""
     failed = rows[0]["status"] == "failed"
     with _lock:
         _counts["records_done"] += 1
         _counts["records_failed"] += failed
+        if failed:
+            reason = str(rows[0].get("error")).split(":", 1)[0]
+            _reasons[reason if reason in _reasons or len(_reasons) < _REASONS_KEPT else "other"] += 1
         _counts["prompt_tokens"] += 0 if failed else rows[0]["prompt_token_count"]
         for row in rows:
             _counts["generated_tokens"] += row.get("completion_token_count") or 0
@@ -80,3 +153,5 @@ def reset(output: str | None = None) -> None:
         _cancelled_outputs.discard(output)
     with _lock:
         _counts.clear()
+        _reasons.clear()
+        _events.clear()

@@ -110,7 +110,7 @@ def run_shard(item: WorkItem, job: ShardJob, engine: Any, tokenizer: Tokenizer) 
         """What the engine did meanwhile, for all open shards together: their steps are the same steps."""
         return {name: round(count - before[name], 6) for name, count in engine.counters.items()}
 
-    with contextlib.closing(shard.rows()) as rows:
+    with activity.working_on(item.shard), contextlib.closing(shard.rows()) as rows:
         return write_shard(job.output, job.plan, item, rows, spent)
 
 
@@ -216,6 +216,7 @@ class _Worker:
         self.engine = _load_engine(job)
         self.report = EngineReport()
         self.is_lost = False
+        activity.engine_started(self.engine)
         weakref.finalize(self, self.engine.close)
 
 

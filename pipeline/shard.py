@@ -56,13 +56,17 @@ class Shard:
         try:
             for row in read_rows(self.item, self._input_columns):
                 waiting.append(self._open(row))
+                activity.opened(1)
                 while waiting and (len(waiting) > window or waiting[0].is_ready):
                     yield from self._close(waiting[0])
                     waiting.popleft()
+                    activity.opened(-1)
             while waiting:
                 yield from self._close(waiting[0])
                 waiting.popleft()
+                activity.opened(-1)
         finally:
+            activity.opened(-len(waiting))
             for record in waiting:
                 record.drop()
 

@@ -1,8 +1,8 @@
 """What stands beside and in the files of `penstock merge`: which results they are, and which rows of them.
 
-    _merged.json                  what was merged, decided once
-    part-00000-of-00003.parquet   rows in input order; the footer holds the file's MergedFile
-    _SUCCESS                      when every file is there
+_merged.json                  what was merged, decided once
+part-00000-of-00003.parquet   rows in input order; the footer holds the file's MergedFile
+_SUCCESS                      when every file is there
 """
 
 from __future__ import annotations

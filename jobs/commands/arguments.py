@@ -17,6 +17,17 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", metavar="OUT", help="the job's output.path")
 
 
+def add_metrics(parser: argparse.ArgumentParser) -> None:
+    """Where the metrics of a run are to be had."""
+    group = parser.add_argument_group("metrics for Prometheus (penstock[metrics]; docs/reports.md)")
+    group.add_argument(
+        "--metrics-port",
+        metavar="[HOST:]PORT",
+        help="serve them while the job runs (host: 127.0.0.1, this machine alone)",
+    )
+    group.add_argument("--metrics-file", metavar="FILE.prom", help="keep them in a file, for node_exporter")
+
+
 def add_set_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--set",

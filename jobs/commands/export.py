@@ -16,8 +16,8 @@ Write the results of an output in another form, in input order.
 
   jsonl         a line for each row, with all columns; NaN and infinity are null
   csv           the same with a header; lists are JSON text in a cell, null is an empty cell
-  openai-batch  a line for each record, as OpenAI's Batch API returns it: the record id as custom_id, samples as choices.
-                Failed rows go to a second file (--errors), or among the others on the standard output
+  openai-batch  a line for each record, as OpenAI's Batch API returns it: custom_id is the record id, choices are the
+                samples. Failed rows go to a second file (--errors), or among the others on the standard output
 
 A name that ends in .gz is compressed. A file that is there is never replaced.
 

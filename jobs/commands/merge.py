@@ -13,7 +13,8 @@ NAME = "merge"
 SUMMARY = "many small result files into few large ones, somewhere else"
 TEXT = """\
 Copy the results of an output into fewer, larger Parquet files in another place, with the rows in input order. The
-output itself stays as it is. Stopped or killed, the same command goes on where it stopped; run again, it changes nothing.
+output itself stays as it is. Stopped or killed, the same command goes on where it stopped; run again, it changes
+nothing.
 
 examples:
   penstock merge ./out --to ./merged

@@ -27,7 +27,9 @@ examples:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("outputs", nargs="+", metavar="OUT", help="an output, several, a pattern, or their root")
-    parser.add_argument("--out", default="report.html", metavar="FILE", help="where the page goes (default: report.html)")
+    parser.add_argument(
+        "--out", default="report.html", metavar="FILE", help="where the page goes (default: report.html)"
+    )
     parser.add_argument(
         "--last", type=positive, default=100, metavar="N", help="the last N partitions, by name (default: 100)"
     )

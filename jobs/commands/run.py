@@ -7,7 +7,7 @@ import contextlib
 import io
 import sys
 
-from jobs.commands.arguments import add_job
+from jobs.commands.arguments import add_job, add_metrics
 from jobs.commands.exit_codes import DONE, INTERRUPTED, TERMINATED, TOO_MANY_FAILED
 from jobs.commands.printing import print_lines
 from jobs.termination import Terminated
@@ -23,12 +23,14 @@ what is missing; when nothing is, it changes no file.
 examples:
   penstock run job.yaml
   penstock run job.yaml --set sampling.max_tokens=32 --set output.path=./short
+  penstock run job.yaml --metrics-port 9464                   (http://127.0.0.1:9464/metrics while it runs)
   penstock run job.yaml --runner BundleBasedDirectRunner      (flags that are not listed here go to Beam)
 """
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_job(parser)
+    add_metrics(parser)
 
 
 def handle(options: argparse.Namespace) -> int:
@@ -36,14 +38,19 @@ def handle(options: argparse.Namespace) -> int:
 
     from jobs.job_file import load
     from jobs.launch import outcome_lines, run
+    from jobs.metrics import Exposed
 
     job = load(options.job, options.set)
     for note in job.notes():
         print(f"note: {note}", file=sys.stderr)
     console = Console(file=sys.stderr, force_terminal=False if options.verbose else None)
     quiet = contextlib.nullcontext() if options.verbose else contextlib.redirect_stderr(io.StringIO())
+    metrics = Exposed(options.metrics_port, options.metrics_file)
     try:
-        with quiet:  # Beam's workers print the traceback of every failure, besides raising it
+        with (
+            metrics.while_running(job.name, job.task, job.output.path),
+            quiet,
+        ):  # Beam's workers print the traceback of every failure, besides raising it
             outcome = run(job, options.flags, console)
     except KeyboardInterrupt as interrupt:
         is_terminated = isinstance(interrupt, Terminated)

@@ -6,11 +6,11 @@ Distributions are compared by the population stability index, over the tenths of
 
 Above 0.25 it counts as a major shift (N. Siddiqi, Credit Risk Scorecards, 2006). Small samples reach that by chance:
 without a shift, PSI * n * m / (n + m) is chi-squared with bins - 1 degrees of freedom (B. Yurdakul and J. Naranjo,
-Statistical properties of the population stability index, Journal of Risk Model Validation 14(4), 2020). A flag needs both: PSI above
-0.25, and above the 99.9 % quantile of that.
+Statistical properties of the population stability index, Journal of Risk Model Validation 14(4), 2020). A flag needs
+both: PSI above 0.25, and above the 99.9 % quantile of that.
 
-Failure rates are compared by the two-proportion z test (pooled variance): a flag needs |z| above 3.29, which chance exceeds
-once in a thousand times, and a difference of at least one percentage point.
+Failure rates are compared by the two-proportion z test (pooled variance): a flag needs |z| above 3.29, which chance
+exceeds once in a thousand times, and a difference of at least one percentage point.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from typing import Any
 from jobs.reporting.outputs import Output
 from jobs.reporting.sampling import SAMPLED_ROWS, Example, Sample, failure_examples, take_sample
 from jobs.reporting.timeline import Timeline, timeline
-from jobs.status import Status, busy_seconds
-from pipeline.manifest import Manifest, summarise
+from jobs.status import Status
+from pipeline.manifest import Manifest
 from pipeline.storage import exists, join
 from pipeline.workplan import read_plan
 from schemas.manifest import SUCCESS_NAME, ShardEntry
@@ -55,16 +55,9 @@ def read_facts(output: Output, sampled_rows: int = SAMPLED_ROWS) -> Facts:
     """Reads the plan, the entries, and about `sampled_rows` rows of the results."""
     plan = read_plan(output.url)
     entries = Manifest(output.url, plan).entries()
-    status = Status(
-        output=output.url,
-        plan=plan,
-        done=summarise(plan, entries),
-        busy_seconds=busy_seconds(entries),
-        is_finished=exists(join(output.url, SUCCESS_NAME)),
-    )
     return Facts(
         label=output.label,
-        status=status,
+        status=Status.of(output.url, plan, entries, exists(join(output.url, SUCCESS_NAME))),
         entries=entries,
         sample=take_sample(output.url, entries, sampled_rows),
         examples=failure_examples(output.url, entries),

@@ -23,7 +23,9 @@ class Histogram:
     figures: list[tuple[str, str]]
 
 
-def histogram(title: str, values: np.ndarray, unit: str, *, whole: bool = False, colour: str = "c1") -> Histogram | None:
+def histogram(
+    title: str, values: np.ndarray, unit: str, *, whole: bool = False, colour: str = "c1"
+) -> Histogram | None:
     """None when there is nothing to count. `whole`: values are integers, and bars hold the same number of them."""
     if not values.size:
         return None
@@ -36,7 +38,7 @@ def histogram(title: str, values: np.ndarray, unit: str, *, whole: bool = False,
     x = Scale(edges[0], edges[-1], LEFT, NARROW - RIGHT, is_log)
     top = float(shares.max())
     y = Scale(0.0, top * 1.05, HEIGHT - BOTTOM, TOP)
-    marks = [value for value in ticks(0.0, top, 4)]
+    marks = ticks(0.0, top, 4)
     parts = [grid(y, marks, [percent(mark).replace(".0%", "%") for mark in marks], LEFT, NARROW - RIGHT)]
     for share, count, a, b in zip(shares, counts, edges[:-1], edges[1:], strict=True):
         if count:
@@ -51,7 +53,15 @@ def histogram(title: str, values: np.ndarray, unit: str, *, whole: bool = False,
         parts += _marker("95%", late, x, y, before=x(late) > NARROW - 110)
     labels = log_ticks(edges[0], edges[-1]) if is_log else ticks(edges[0], edges[-1], 6)
     parts.append(along(x, labels, [short(v) for v in labels], HEIGHT - BOTTOM + 18))
-    parts.append(tag("text", unit + (" (log scale)" if is_log else ""), x=(LEFT + NARROW - RIGHT) / 2, y=HEIGHT - 4, class_="axis mid"))
+    parts.append(
+        tag(
+            "text",
+            unit + (" (log scale)" if is_log else ""),
+            x=(LEFT + NARROW - RIGHT) / 2,
+            y=HEIGHT - 4,
+            class_="axis mid",
+        )
+    )
     figures = [(name, exact(value)) for name, value in _figures(values)]
     words = ", ".join(f"{name} {value}" for name, value in figures)
     return Histogram(title, figure(f"{title}: {words}", NARROW, HEIGHT, parts), figures)
@@ -68,7 +78,11 @@ def _marker(name: str, value: float, x: Scale, y: Scale, *, before: bool) -> lis
 def _figures(values: np.ndarray) -> list[tuple[str, float]]:
     quantiles = np.quantile(values, [0.05, 0.5, 0.95, 0.99])
     names = ("5%", "median", "95%", "99%")
-    return [("mean", float(values.mean())), *zip(names, map(float, quantiles), strict=True), ("largest", float(values.max()))]
+    return [
+        ("mean", float(values.mean())),
+        *zip(names, map(float, quantiles), strict=True),
+        ("largest", float(values.max())),
+    ]
 
 
 def _edges(low: float, high: float, whole: bool, is_log: bool) -> np.ndarray:
@@ -88,4 +102,3 @@ def _range(a: float, b: float, whole: bool) -> str:
         return f"{exact(a)} to {exact(b)}"
     first, last = int(np.ceil(a)), int(np.ceil(b)) - 1
     return f"{first:,}" if first >= last else f"{first:,} to {last:,}"
-

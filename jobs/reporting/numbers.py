@@ -18,7 +18,9 @@ def whole(value: float) -> str:
     """All digits up to a million, then four and a unit."""
     if abs(value) < 1e6:
         return f"{value:,.0f}"
-    return next(f"{value / limit:,.2f}{unit}" for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if value >= limit)
+    return next(
+        f"{value / limit:,.2f}{unit}" for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")) if value >= limit
+    )
 
 
 def exact(value: float) -> str:

@@ -1,7 +1,8 @@
 """The page: one HTML file with its drawings, style and script in it, that asks nothing of any network.
 
-What rows hold is hostile until escaped: Jinja escapes everything (autoescape), drawings escape in svg.py, and the page forbids
-itself, by its own Content-Security-Policy, every script and style but the two it was made with, by their hashes.
+What rows hold is hostile until escaped: Jinja escapes everything (autoescape), drawings escape in svg.py, and the
+page forbids itself, by its own Content-Security-Policy, every script and style but the two it was made with, by their
+hashes.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import jinja2
 from markupsafe import Markup
 
 from jobs.reporting.numbers import percent, short, whole
-from jobs.reporting.svg import meter
 from jobs.reporting.sections import outputs_section, partitions_section
+from jobs.reporting.svg import meter
 from jobs.reporting.trend import Partition
 from jobs.wording import duration, printable
 

@@ -65,7 +65,9 @@ def _gantt(time: Timeline, x: Scale, top: float, height: float) -> list[Markup]:
         parts.append(tag("rect", x=LEFT, width=WIDE - LEFT - RIGHT, y=y, height=lane_height * 0.84, class_="rail"))
         if name and lane_height >= 10:
             shown = name if len(name) <= 10 else "…" + name[-9:]
-            parts.append(tag("text", tag("title", name), shown, x=LEFT - 8, y=y + lane_height * 0.42 + 4, class_="tick end"))
+            parts.append(
+                tag("text", tag("title", name), shown, x=LEFT - 8, y=y + lane_height * 0.42 + 4, class_="tick end")
+            )
     for spans in _drawable(time.spans, x):
         y, bar = top + spans[0].lane * lane_height, lane_height * 0.84
         left, right = x(spans[0].start), x(spans[-1].end)
@@ -75,7 +77,17 @@ def _gantt(time: Timeline, x: Scale, top: float, height: float) -> list[Markup]:
         failed, records = (sum(getattr(s.entry, n) for s in spans) for n in ("failed", "ok"))
         if failed:
             part = max(2.0, bar * failed / (failed + records))
-            parts.append(tag("rect", tag("title", _about(spans)), x=left, width=width, y=y + bar - part, height=part, class_="fill bad"))
+            parts.append(
+                tag(
+                    "rect",
+                    tag("title", _about(spans)),
+                    x=left,
+                    width=width,
+                    y=y + bar - part,
+                    height=part,
+                    class_="fill bad",
+                )
+            )
     return parts
 
 
@@ -100,7 +112,9 @@ def _about(spans: Sequence[Span]) -> str:
     seconds = spans[-1].end - spans[0].start
     name = f"shard {entries[0].shard}" if len(spans) == 1 else f"{len(spans)} shards"
     bad = f", {failed:,} failed" if failed else ""
-    return f"{name}: {rows:,} rows{bad}; {tokens:,} tokens in {duration(seconds)} ({tokens / max(seconds, 1e-3):,.0f}/s)"
+    return (
+        f"{name}: {rows:,} rows{bad}; {tokens:,} tokens in {duration(seconds)} ({tokens / max(seconds, 1e-3):,.0f}/s)"
+    )
 
 
 def _open_shards(time: Timeline, x: Scale, top: float, height: float) -> list[Markup]:
@@ -144,7 +158,9 @@ def _area(time: Timeline, x: Scale, top: float, height: float, series, say, shar
         for i, (name, _, colour) in enumerate(reversed(series)):
             at = WIDE - RIGHT - 120 * i
             parts.append(tag("text", name, x=at, y=top - 9, class_="note end"))
-            parts.append(tag("rect", x=at - 16 - 7 * len(name), width=10, height=10, y=top - 18, rx=2, class_=f"fill {colour}"))
+            parts.append(
+                tag("rect", x=at - 16 - 7 * len(name), width=10, height=10, y=top - 18, rx=2, class_=f"fill {colour}")
+            )
     for i in range(len(time.edges) - 1):
         said = [f"{name} {say(float(values[i]))}" for name, values, _ in series if not np.isnan(values[i])]
         if said:

@@ -1,9 +1,9 @@
 """Lengths, finish reasons and scores of an output, from a bounded number of its rows and of their columns.
 
 Parts are read by column and by row group, so memory is that of the narrow columns of one row group, whatever the size
-of the output. Above `limit` rows a sample is taken: row groups at even distances over all parts. It is no random sample of rows,
-but one that sees every stretch of the input. Counts of rows, failures and tokens never come from here: those of the
-manifest are exact.
+of the output. Above `limit` rows a sample is taken: row groups at even distances over all parts. It is no random
+sample of rows, but one that sees every stretch of the input. Counts of rows, failures and tokens never come from
+here: those of the manifest are exact.
 """
 
 from __future__ import annotations
@@ -121,9 +121,9 @@ def _add(sample: Sample, columns: dict[str, list[np.ndarray]], batch: pa.Table) 
         array = np.asarray(values, dtype=np.float64)
         columns.setdefault(name, []).append(array[np.isfinite(array)])
 
-    first = batch.filter(pc.equal(batch["sample_index"], 0))
+    first = batch.filter(pc.field("sample_index") == 0)
     keep("prompt_tokens", first["prompt_token_count"].drop_null())
-    ok = batch.filter(pc.equal(batch["status"], "ok"))
+    ok = batch.filter(pc.field("status") == "ok")
     if "finish_reason" in ok.column_names:
         tokens = ok["completion_token_count"].fill_null(0).to_numpy()
         keep("completion_tokens", tokens)
@@ -133,14 +133,15 @@ def _add(sample: Sample, columns: dict[str, list[np.ndarray]], batch: pa.Table) 
     if "best_index" in ok.column_names:
         keep("perplexity", ok["perplexity"].drop_null())
         _count(sample.best_index, ok["best_index"].drop_null())
-        keep("logprob_per_token", pc.list_element(ok["logprob_per_token"], 0) if not sample.best_index else _best(ok))
+        keep("logprob_per_token", _best(ok))
         if sample.best_index:
             keep("margin", _margins(ok["logprob"].to_pylist()))
 
 
 def _best(ok: pa.Table) -> list[float]:
+    """Of the best continuation, or of the one text."""
     rows = zip(ok["logprob_per_token"].to_pylist(), ok["best_index"].to_pylist(), strict=True)
-    return [values[best] if best is not None else math.nan for values, best in rows]
+    return [values[best or 0] if values else math.nan for values, best in rows]
 
 
 def _margins(rows: Sequence[Sequence[float]]) -> list[float]:
@@ -194,7 +195,7 @@ def _failed(url: str) -> Iterator[dict[str, Any]]:
 
     with open_input(url) as file:
         for batch in pq.ParquetFile(file).iter_batches(batch_size=1024, columns=list(_FAILED)):
-            yield from batch.filter(pc.equal(batch["status"], "failed")).to_pylist()
+            yield from batch.filter(pc.field("status") == "failed").to_pylist()
 
 
 def _evenly(items: Sequence[Any], most: int) -> Sequence[Any]:

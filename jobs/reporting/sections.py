@@ -232,7 +232,9 @@ def _moved(partition: Partition) -> Iterator[str]:
 
 
 def _charts(partitions: Sequence[Partition]) -> Iterator[tuple[str, Markup]]:
-    def plain(title: str, of: Callable[[Partition], float | None], say: Callable[[float], str], drift: str, colour: str):
+    def plain(
+        title: str, of: Callable[[Partition], float | None], say: Callable[[float], str], drift: str, colour: str
+    ):
         spots = [Spot(p.facts.label, of(p), is_drift=drift in p.drifted) for p in partitions]
         return title, trend_chart(title, spots, say, colour)
 
@@ -240,9 +242,7 @@ def _charts(partitions: Sequence[Partition]) -> Iterator[tuple[str, Markup]]:
         spots = []
         for partition in partitions:
             values = getattr(partition.facts.sample, name)
-            low, middle, high = (
-                (float(q) for q in np.quantile(values, [0.1, 0.5, 0.9])) if values.size else (None,) * 3
-            )
+            low, middle, high = (float(q) for q in np.quantile(values, [0.1, 0.5, 0.9])) if values.size else (None,) * 3
             about = f" (10%: {say(low)}, 90%: {say(high)})" if low is not None and high is not None else ""
             drifted = MEASURES[name] in partition.drifted
             spots.append(Spot(partition.facts.label, middle, low, high, drifted, about))

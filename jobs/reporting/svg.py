@@ -1,7 +1,7 @@
 """Drawing in SVG, as text: elements, axes, and a figure that screen readers can name.
 
-Colours are classes (page.css), so that a chart follows the page into dark mode and onto paper. A `<title>` in a mark is what
-the browser shows when it is pointed at, without any script. Everything that comes from data is escaped here.
+Colours are classes (page.css), so that a chart follows the page into dark mode and onto paper. A `<title>` in a mark
+is what the browser shows when it is pointed at, without any script. Everything that comes from data is escaped here.
 """
 
 from __future__ import annotations

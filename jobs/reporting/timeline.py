@@ -68,8 +68,7 @@ def timeline(entries: Sequence[ShardEntry]) -> Timeline | None:
     starts = [clock(_start(entry) - origin) for entry in timed]
     lanes, names = _lanes(timed, starts)
     spans = [
-        Span(entry, lane, start, start + entry.seconds)
-        for entry, lane, start in zip(timed, lanes, starts, strict=True)
+        Span(entry, lane, start, start + entry.seconds) for entry, lane, start in zip(timed, lanes, starts, strict=True)
     ]
     seconds = max(max(span.end for span in spans), 1e-3)
     edges = np.linspace(0.0, seconds, BINS + 1)

@@ -1,7 +1,7 @@
 """Partitions one after the other, each held against those before it.
 
-The baseline of a partition is the pooled sample of up to `window` partitions before it. Partitions that were flagged stay in
-it: a lasting change is flagged while it is new, and is the new normal after a window.
+The baseline of a partition is the pooled sample of up to `window` partitions before it. Partitions that were flagged
+stay in it: a lasting change is flagged while it is new, and is the new normal after a window.
 """
 
 from __future__ import annotations

@@ -27,7 +27,9 @@ class Spot:
     about: str = ""
 
 
-def trend_chart(title: str, spots: Sequence[Spot], say: Callable[[float], str] = short, colour: str = "c1") -> Markup | None:
+def trend_chart(
+    title: str, spots: Sequence[Spot], say: Callable[[float], str] = short, colour: str = "c1"
+) -> Markup | None:
     """None when no partition has the measure."""
     known = [(i, spot) for i, spot in enumerate(spots) if spot.middle is not None]
     if not known:
@@ -52,10 +54,22 @@ def trend_chart(title: str, spots: Sequence[Spot], say: Callable[[float], str] =
     for (i, spot), (_, at) in zip(known, points, strict=True):
         if spot.is_drift:
             parts.append(tag("circle", cx=x(i), cy=at, r=8, class_="ring"))
-        parts.append(tag("circle", cx=x(i), cy=at, r=3 if len(spots) < 60 else 2, class_=f"fill {'bad' if spot.is_drift else colour}"))
+        parts.append(
+            tag(
+                "circle",
+                cx=x(i),
+                cy=at,
+                r=3 if len(spots) < 60 else 2,
+                class_=f"fill {'bad' if spot.is_drift else colour}",
+            )
+        )
         half = (NARROW - LEFT - RIGHT) / max(2, len(spots)) / 2
-        title_of = tag("title", f"{spot.label}: {say(spot.middle or 0.0)}{spot.about}{' (drift)' if spot.is_drift else ''}")
-        parts.append(tag("rect", title_of, x=x(i) - half, width=2 * half, y=TOP, height=HEIGHT - BOTTOM - TOP, class_="hover"))
+        title_of = tag(
+            "title", f"{spot.label}: {say(spot.middle or 0.0)}{spot.about}{' (drift)' if spot.is_drift else ''}"
+        )
+        parts.append(
+            tag("rect", title_of, x=x(i) - half, width=2 * half, y=TOP, height=HEIGHT - BOTTOM - TOP, class_="hover")
+        )
     step = max(1, math.ceil(len(spots) / _LABELS))
     places = list(range(0, len(spots), step))
     parts.append(along(x, places, [_tail(spots[i].label) for i in places], HEIGHT - BOTTOM + 20))
