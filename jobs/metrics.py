@@ -168,7 +168,7 @@ class RunCollector:
 def engine_counts(
     counters: list[dict[str, Any]],
 ) -> dict[str, tuple[str, list[tuple[dict[str, str], float]]]]:
-    """The engine's counters by the names they have here: text, and values with labels; those without one are left out."""
+    """The engine's counters by the names they have here: text, and values with labels. Others are left out."""
     totals: dict[str, float] = {}
     for counts in counters:
         for name, count in counts.items():

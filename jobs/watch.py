@@ -1,4 +1,4 @@
-"""`penstock status --watch`: the state of an output until it is finished; elsewhere than on a terminal, when it changes."""
+"""`penstock status --watch`: an output until it is finished; elsewhere than on a terminal, only when it changes."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from schemas.manifest import ShardEntry
 
 BINS = 120
 LEAST_PAUSE_SECONDS = 2.0
+_LEAST_SECONDS = 1e-3  # to which entries are rounded; a shard takes some time
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,10 @@ def timeline(entries: Sequence[ShardEntry]) -> Timeline | None:
     starts = [clock(_start(entry) - origin) for entry in timed]
     lanes, names = _lanes(timed, starts)
     spans = [
-        Span(entry, lane, start, start + entry.seconds) for entry, lane, start in zip(timed, lanes, starts, strict=True)
+        Span(entry, lane, start, start + max(entry.seconds, _LEAST_SECONDS))
+        for entry, lane, start in zip(timed, lanes, starts, strict=True)
     ]
-    seconds = max(max(span.end for span in spans), 1e-3)
+    seconds = max(span.end for span in spans)
     edges = np.linspace(0.0, seconds, BINS + 1)
 
     def spread(amounts: Sequence[float]) -> np.ndarray:
@@ -133,8 +135,8 @@ def _lanes(entries: Sequence[ShardEntry], starts: Sequence[float]) -> tuple[list
     for entry, start in zip(entries, starts, strict=True):
         worker = worker_of(entry)
         ends = free_at.setdefault(worker, [])
-        lane = next((i for i, end in enumerate(ends) if end <= start + 1e-3), len(ends))
-        ends[lane:] = [start + entry.seconds, *ends[lane + 1 :]]
+        lane = next((i for i, end in enumerate(ends) if end <= start + _LEAST_SECONDS), len(ends))
+        ends[lane:] = [start + max(entry.seconds, _LEAST_SECONDS), *ends[lane + 1 :]]
         placed.append((worker, lane))
     first, names = {}, []
     for worker, ends in sorted(free_at.items()):
@@ -152,9 +154,8 @@ def _spread(spans: Sequence[Span], amounts: np.ndarray, edges: np.ndarray) -> np
     """Each amount spread evenly over its span, as sums by bin: differences of the cumulative amount at the edges."""
     times, rates = [], []
     for span, amount in zip(spans, amounts.tolist(), strict=True):
-        length = max(span.seconds, 1e-3)
-        times += [span.start, span.start + length]
-        rates += [amount / length, -amount / length]
+        times += [span.start, span.end]
+        rates += [amount / span.seconds, -amount / span.seconds]
     order = np.argsort(times, kind="stable")
     at, rate = np.asarray(times)[order], np.cumsum(np.asarray(rates)[order])
     total = np.concatenate([[0.0], np.cumsum(rate[:-1] * np.diff(at))])

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
+import json
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
+from jobs import cli
+from jobs.commands.exit_codes import DONE
 from jobs.job_file import STORED_NAME
 from jobs.status import busy_seconds, read_status, status_lines
+from jobs.watch import watch
 from pipeline.errors import OutputError
 from pipeline.leases import Leases
 from pipeline.sink import write_shard
@@ -126,3 +132,43 @@ def test_a_finished_job(tmp_path: Path) -> None:
 def test_what_is_no_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is not the output of a job"):
         read_status(str(tmp_path))
+
+
+def test_the_same_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(tmp_path / "out")
+    _run_some(tmp_path, output, 2, failed=frozenset({3, 14}))
+    assert cli.main(["status", output, "--json"]) == DONE
+    said = json.loads(capsys.readouterr().out)
+    assert said["shards"] == {"done": 2, "total": 3}
+    assert said["records"] == {"done": 20, "ok": 18, "failed": 2, "total": 25}
+    assert said["failed_reasons"] == {"prompt": 2}
+    assert said["tokens"] == {"prompt": 60, "generated": 36, "scored": 0}
+    assert said["is_finished"] is False
+
+
+class _Screen(io.StringIO):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_watching_until_it_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    output = str(tmp_path / "out")
+    plan = plan_example(tmp_path, output)
+    steps = iter([lambda: None, lambda: _run_some(tmp_path, output, 2), lambda: run_example(output, plan).finalise()])
+    monkeypatch.setattr(time, "sleep", lambda _: next(steps)())
+    screen = _Screen(terminal)
+    watch(output, 5.0, screen)
+    said = screen.getvalue()
+    if terminal:
+        assert said.count("job      example") == 4
+        assert said.count("\x1b[J") == 3
+    else:
+        first, second, *last = said.splitlines()
+        assert first == "example: 0 of 3 shards, 0 of 25 rows done, 0 failed"
+        assert second == "example: 2 of 3 shards, 20 of 25 rows done, 0 failed"
+        assert last[0] == "job      example (generate), finished"
