@@ -224,7 +224,7 @@ class _Output:
                     self._seen = self._read()
                 except (PenstockError, OSError) as error:
                     logger.info("the output cannot be looked at for metrics: %s", error)
-                self._next = time.monotonic() + OUTPUT_SECONDS
+                self._next = time.monotonic() + (OUTPUT_SECONDS if self._manifest else 0.0)
             return self._seen
 
     def _read(self) -> _Seen | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.reporting import beside
 from jobs.reporting.outputs import Output
 from jobs.reporting.sampling import SAMPLED_ROWS, Example, Sample, failure_examples, take_sample
 from jobs.reporting.timeline import Timeline, timeline
@@ -23,6 +24,10 @@ class Facts:
     entries: Sequence[ShardEntry]
     sample: Sample
     examples: Mapping[str, Sequence[Example]]
+    prediction: Mapping[str, Any] | None = None
+    """The document `_prediction.json`, where the run left one."""
+    workers: Sequence[Mapping[str, Any]] = ()
+    """The documents in `_workers/`."""
 
     @property
     def timeline(self) -> Timeline | None:
@@ -61,4 +66,6 @@ def read_facts(output: Output, sampled_rows: int = SAMPLED_ROWS) -> Facts:
         entries=entries,
         sample=take_sample(output.url, entries, sampled_rows),
         examples=failure_examples(output.url, entries),
+        prediction=beside.read_prediction(output.url),
+        workers=beside.read_workers(output.url),
     )

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from jobs.reporting.drift import PSI_THRESHOLD, Z_THRESHOLD
 from jobs.reporting.facts import Facts
+from jobs.reporting.foreseen import Foreseen, foreseen_against_fact, worker_rows
 from jobs.reporting.histogram import Histogram, histogram
 from jobs.reporting.numbers import percent, short, whole
 from jobs.reporting.run_chart import run_chart
@@ -63,6 +64,8 @@ class JobSection:
     counts: Sequence[Bars]
     failures: Sequence[Bar]
     slowest: Sequence[Mapping[str, object]]
+    foreseen: Sequence[Foreseen]
+    workers: Sequence[Mapping[str, str]]
     provenance: Sequence[tuple[str, str]]
     sample_words: str
 
@@ -109,6 +112,8 @@ def outputs_section(facts: Facts) -> JobSection:
         counts=[bars for bars in counts if bars.bars],
         failures=_failures(facts),
         slowest=_slowest(time),
+        foreseen=list(foreseen_against_fact(facts)),
+        workers=worker_rows(facts),
         provenance=list(_provenance(facts)),
         sample_words=_sample_words(sample),
     )

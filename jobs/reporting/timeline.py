@@ -60,10 +60,11 @@ class Timeline:
 
 
 def timeline(entries: Sequence[ShardEntry]) -> Timeline | None:
-    """None before a shard is done."""
-    if not entries:
+    """None before a shard is done, or when of none is known when it was computed."""
+    known = [entry for entry in entries if entry.started_at is not None and entry.seconds is not None]
+    if not known:
         return None
-    timed = sorted(entries, key=lambda entry: (_start(entry), entry.shard))
+    timed = sorted(known, key=lambda entry: (_start(entry), entry.shard))
     origin = min(_start(entry) for entry in timed)
     clock, pauses = _clock([(_start(entry) - origin, entry.seconds) for entry in timed])
     starts = [clock(_start(entry) - origin) for entry in timed]
