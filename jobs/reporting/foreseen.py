@@ -86,7 +86,7 @@ def worker_rows(facts: Facts) -> list[Mapping[str, str]]:
 def _cell(worker: Mapping[str, object], key: str) -> str:
     value = worker.get(key)
     if value is None:
-        return "–"
+        return "\N{EN DASH}"
     if key.endswith("_bytes") and (size := number(worker, key)) is not None:
         return f"{size / 2**30:,.1f} GiB"
     if key.endswith("_seconds") and (seconds := number(worker, key)) is not None:

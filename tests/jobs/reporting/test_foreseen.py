@@ -59,5 +59,5 @@ def test_workers(tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "host:&lt;b&gt;7&lt;/b&gt;" in page
     assert (
-        "<td>TPU v5e</td><td>4</td><td>bfloat16</td><td>128</td><td>1 min 15 s</td><td>3.0 GiB</td><td>–</td>" in page
+        "<td>TPU v5e</td><td>4</td><td>bfloat16</td><td>128</td><td>1 min 15 s</td><td>3.0 GiB</td><td>\N{EN DASH}</td>" in page
     )
