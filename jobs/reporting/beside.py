@@ -1,4 +1,4 @@
-"""Documents that a run may leave beside its results: what was foreseen (`_prediction.json`), who computed (`_workers/`).
+"""Documents that a run may leave beside its results: `_prediction.json` (foreseen), `_workers/` (who computed).
 
 They are for reading alone, so one that is absent, damaged or of another version is left out, and is no error.
 """

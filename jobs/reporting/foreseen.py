@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from jobs.reporting.beside import number
 from jobs.reporting.facts import Facts
-from jobs.reporting.numbers import exact, percent, whole
+from jobs.reporting.figures import exact, percent, whole
 from jobs.wording import duration
 
 NEAR = 0.25

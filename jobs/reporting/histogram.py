@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-from jobs.reporting.numbers import exact, log_ticks, percent, short, ticks
+from jobs.reporting.figures import exact, log_ticks, percent, short, ticks
 from jobs.reporting.svg import NARROW, Scale, along, figure, grid, path, tag
 
 BARS = 36

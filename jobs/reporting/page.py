@@ -17,7 +17,7 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-from jobs.reporting.numbers import percent, short, whole
+from jobs.reporting.figures import percent, short, whole
 from jobs.reporting.sections import outputs_section, partitions_section
 from jobs.reporting.svg import meter
 from jobs.reporting.trend import Partition

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from markupsafe import Markup
 
-from jobs.reporting.numbers import short, ticks, whole
+from jobs.reporting.figures import short, ticks, whole
 from jobs.reporting.svg import WIDE, Scale, along, figure, grid, path, tag
 from jobs.reporting.timeline import Span, Timeline
 from jobs.wording import count_words, duration

@@ -10,9 +10,9 @@ from markupsafe import Markup
 
 from jobs.reporting.drift import PSI_THRESHOLD, Z_THRESHOLD
 from jobs.reporting.facts import Facts
+from jobs.reporting.figures import percent, short, whole
 from jobs.reporting.foreseen import Foreseen, foreseen_against_fact, worker_rows
 from jobs.reporting.histogram import Histogram, histogram
-from jobs.reporting.numbers import percent, short, whole
 from jobs.reporting.run_chart import run_chart
 from jobs.reporting.sampling import Example, Sample
 from jobs.reporting.timeline import Timeline

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from jobs.reporting.numbers import short, ticks
+from jobs.reporting.figures import short, ticks
 from jobs.reporting.svg import NARROW, Scale, along, figure, grid, path, tag
 
 HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 210, 56, 18, 18, 34
