@@ -25,6 +25,7 @@ _ROOMS = ("engine", "pipeline", "jobs")
 _SAID = "jobs.said"
 """The logger of what is printed on the standard error."""
 
+
 def blotted(text: str) -> str:
     """`text` without passwords, tokens and signatures."""
     from pipeline.urls import without_secrets  # the command answers without it where nothing is logged

@@ -22,7 +22,11 @@ _SHOWN_SECRETS = (
     (re.compile(r"\b(Bearer|Basic|AWS4-HMAC-SHA256)\s+[^\r\n'\"]+", re.IGNORECASE), r"\1 ***"),
     (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}"), "***"),
     (re.compile(r"\bya29\.[\w.-]+"), "***"),
-    (re.compile(rf"({_SECRET_NAME}['\"]?\s*[:=]\s*['\"]?)[^\s'\",&]+", re.IGNORECASE), r"\1***"),
+    # counts of tokens are no secrets
+    (
+        re.compile(rf"((?!tokens|token_|tokeniz){_SECRET_NAME}['\"]?\s*[:=]\s*['\"]?)[^\s'\",&]+", re.IGNORECASE),
+        r"\1***",
+    ),
 )
 
 

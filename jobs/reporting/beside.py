@@ -11,8 +11,9 @@ from typing import Any
 
 from pipeline.errors import PenstockError
 from pipeline.storage import join, list_names, read_bytes
+from schemas.worker import WORKERS_NAME
 
-PREDICTION_NAME, WORKERS_NAME = "_prediction.json", "_workers"
+PREDICTION_NAME = "_prediction.json"
 MOST_WORKERS = 50
 _LIMIT_BYTES = 2**20
 

@@ -55,6 +55,7 @@ def ask(doing: Doing, function: Callable[[], _T]) -> _T:
 
 def pause(attempt: int, error: BaseException, doing: Doing) -> None:
     """Say that `attempt` failed, and wait."""
+    activity.happened("storage_retries")
     seconds = random.uniform(0, min(LONGEST_SECONDS, FIRST_SECONDS * 2 ** (attempt - 1)))
     _log.warning(
         "could not %s %s (%s: %s); trying again in %.1f s, for the %d. of %d times",

@@ -58,7 +58,7 @@ def test_handlers_do_not_pile_up(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("said", "shown"),
     [
-        ("GET https://user:hunter2@host/x", "GET https://user:***@host/x"),
+        ("GET https://user:hunter2@host/x", "GET https://***@host/x"),
         ("Authorization: Bearer ya29.a0AfH6SMB", "Authorization: Bearer ***"),
         ("https://x/y?X-Goog-Signature=abcdef0123&a=1", "https://x/y?X-Goog-Signature=***&a=1"),
         ("?X-Amz-Security-Token=FwoGZXIvYXdz&b", "?X-Amz-Security-Token=***&b"),

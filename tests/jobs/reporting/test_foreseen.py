@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs.reporting.beside import PREDICTION_NAME, WORKERS_NAME
+from jobs.reporting.beside import PREDICTION_NAME
 from jobs.reporting.facts import read_facts
 from jobs.reporting.foreseen import foreseen_against_fact
 from jobs.reporting.outputs import Output
 from jobs.reporting.report import write_report
+from schemas.worker import WORKERS_NAME
 from tests.jobs.reporting.results import make_output
 
 PREDICTION = {
