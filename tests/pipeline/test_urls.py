@@ -130,14 +130,14 @@ def test_the_address_of_an_upload_under_way_is_not_shown(tmp_path, caplog):
 
 def test_the_command_logs_nothing_that_opens_a_door(capsys):
     """Whatever a driver logs, in its message or in a traceback."""
-    from jobs.cli import _WithoutSecrets
+    from jobs import logs
 
-    formatter = _WithoutSecrets("%(message)s")
     try:
         raise FileNotFoundError(f"https://host/o?upload_id={SECRET}")
     except FileNotFoundError as error:
         info = (type(error), error, error.__traceback__)
     record = logging.LogRecord("gcsfs", logging.ERROR, "", 0, f"Bearer {SECRET}", None, info)
-    shown = formatter.format(record)
-    assert SECRET not in shown
-    assert "Traceback" in shown
+    for formatter in (logs._Text(), logs._Json()):
+        shown = formatter.format(record)
+        assert SECRET not in shown
+        assert "Traceback" in shown
