@@ -1,4 +1,4 @@
-"""A job whose checkpoint, input and output are in an object store, one request in ten failing: the same rows."""
+"""A job whose checkpoint, input and output are in an object store, one request in five failing: the same rows."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def rows(parts: dict[str, bytes]) -> dict[str, list[Any]]:
 def test_a_job_on_a_failing_store(tmp_path, kind) -> None:
     source, checkpoint, expected = local_parts(tmp_path)
     assert len(expected) == 8
-    with reached(kind, tmp_path / "store", Faults(rate=0.1, seed=1, slow_seconds=0.02)) as store:
+    with reached(kind, tmp_path / "store", Faults(rate=0.2, seed=1, slow_seconds=0.02)) as store:
         upload(store.objects, source.parent, "in")
         upload(store.objects, checkpoint, "checkpoint")
         base = f"{store.scheme}://{BUCKET}"

@@ -305,7 +305,7 @@ def test_every_kind_of_file_is_read_with_one_request_in_five_failing(store, base
 def test_a_job_whose_requests_fail_gives_the_rows_of_one_whose_do_not(tmp_path, store, base):
     here = tmp_path / "out"
     run_example(str(here), plan_example(tmp_path, str(here), rows=100)).finalise()
-    store.faults = Faults(rate=0.1, seed=5, slow_seconds=0.01)
+    store.faults = Faults(rate=0.2, seed=5, slow_seconds=0.01)
     there = f"{base}/out"
     storage.check_writable(there)
     summary = run_example(there, plan_example(tmp_path, there, rows=100)).finalise()
