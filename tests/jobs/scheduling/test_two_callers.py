@@ -64,7 +64,7 @@ def both(place: Place, caller: Caller, now: str) -> tuple[dict[str, int], dict[s
 
 
 def attempts(place: Place, key: str) -> list[Attempt]:
-    return [Attempt.from_json(path.read_bytes()) for path in sorted((place.out / "_attempts" / key).iterdir())]
+    return [Attempt.from_json(path.read_bytes()) for path in sorted((place.out / "_attempts" / key).glob("*.json"))]
 
 
 def test_a_week_of_hours_with_late_data_a_missed_day_a_failed_day_and_two_callers(place: Place, caller: Caller) -> None:
