@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.manifest import span_of
 from schemas.manifest import ShardEntry
 
 BINS = 120
@@ -61,16 +62,16 @@ class Timeline:
 
 def timeline(entries: Sequence[ShardEntry]) -> Timeline | None:
     """None before a shard is done, or when of none is known when it was computed."""
-    known = [entry for entry in entries if entry.started_at is not None and entry.seconds is not None]
+    known = [entry for entry in entries if span_of(entry)]
     if not known:
         return None
     timed = sorted(known, key=lambda entry: (_start(entry), entry.shard))
     origin = min(_start(entry) for entry in timed)
-    clock, pauses = _clock([(_start(entry) - origin, entry.seconds) for entry in timed])
+    clock, pauses = _clock([(_start(entry) - origin, _seconds(entry)) for entry in timed])
     starts = [clock(_start(entry) - origin) for entry in timed]
     lanes, names = _lanes(timed, starts)
     spans = [
-        Span(entry, lane, start, start + max(entry.seconds, _LEAST_SECONDS))
+        Span(entry, lane, start, start + _seconds(entry))
         for entry, lane, start in zip(timed, lanes, starts, strict=True)
     ]
     seconds = max(span.end for span in spans)
@@ -102,7 +103,12 @@ def timeline(entries: Sequence[ShardEntry]) -> Timeline | None:
 
 
 def _start(entry: ShardEntry) -> float:
+    assert entry.started_at is not None
     return datetime.datetime.fromisoformat(entry.started_at).timestamp()
+
+
+def _seconds(entry: ShardEntry) -> float:
+    return max(entry.seconds or 0.0, _LEAST_SECONDS)
 
 
 class _Clock:
@@ -137,7 +143,7 @@ def _lanes(entries: Sequence[ShardEntry], starts: Sequence[float]) -> tuple[list
         worker = worker_of(entry)
         ends = free_at.setdefault(worker, [])
         lane = next((i for i, end in enumerate(ends) if end <= start + _LEAST_SECONDS), len(ends))
-        ends[lane:] = [start + max(entry.seconds, _LEAST_SECONDS), *ends[lane + 1 :]]
+        ends[lane:] = [start + _seconds(entry), *ends[lane + 1 :]]
         placed.append((worker, lane))
     first, names = {}, []
     for worker, ends in sorted(free_at.items()):
