@@ -30,7 +30,7 @@ def test_the_engine_is_asked_for_what_the_leader_has(write_job: Callable[..., st
     assert cli.main(["follow", path, "--process", "1", *HOSTS]) == exit_codes.DONE
     job = load(path, HOSTS[1::2])
     hosts = {"count": 2, "coordinator": "10.0.0.1:8476"}
-    assert followed == [(job.model.checkpoint, job.settings(), hosts, 1)]
+    assert followed == [(job.model.checkpoint, job.settings(), hosts, 1, "auto")]
     assert capsys.readouterr().out == "follow   the leader has ended the run\n"
 
 

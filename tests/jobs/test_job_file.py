@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from engine.planning.chips import CHIPS
 from engine.runtime import request
 from jobs.job_file import load
-from jobs.spec import Job, Sampling
+from jobs.spec import EngineOptions, Job, Sampling
 from pipeline.errors import JobError
 
 PRINTED = r"""
@@ -303,3 +305,8 @@ def test_a_date_is_for_chat_templates_and_must_be_one(tmp_path: Path, prompt: st
     assert says in _problems(tmp_path, SHORTEST.replace('{template: "{{ question }}"}', prompt))
     job = _load(tmp_path, SHORTEST.replace('{template: "{{ question }}"}', "{messages: turns, date: 2026-01-31}"))
     assert job.settings()["prompt"] == {"messages": "turns", "date": "2026-01-31"}
+
+
+def test_every_chip_that_is_known_can_be_asked_for() -> None:
+    annotation = EngineOptions.model_fields["chip"].annotation
+    assert set(get_args(annotation)) == {"auto", *CHIPS}
