@@ -1,9 +1,9 @@
 """Measures the processor that this runs on (engine/planning/machine.py says what for).
 
 The engine's own programs are timed with models of two sizes, in float32, from the host's arrays to the host's arrays as
-the engine calls them. Their times are put down by non-negative least squares of the relative errors to operations, bytes
-of weights, calls, layers, rows, positions, logits, bytes of the cache and vector work. Products alone, with few and with
-many rows, say how other dtypes compare with float32. Nothing is taken from a data sheet.
+the engine calls them. Their times are put down by non-negative least squares of the relative errors to operations,
+bytes of weights, calls, layers, rows, positions, logits, bytes of the cache and vector work. Products alone, with few
+and with many rows, say how other dtypes compare with float32. Nothing is taken from a data sheet.
 
 All programs take turns, and the shortest of each one's runs counts: what disturbs the machine for a while lengthens one
 run of many programs, and no program's shortest.
