@@ -229,7 +229,7 @@ def _kept_programs(job: ShardJob) -> Programs | None:
     if job.compile_cache == AUTO and kept_programs.is_kept_already():
         return None
     place = default_place() if job.compile_cache == AUTO else job.compile_cache
-    programs = Programs(place, kept_programs.machine(), kept_programs.is_whole)
+    programs = Programs(place, kept_programs.machine())
     kept_programs.keep_programs_in(programs.directory)
     return programs
 

@@ -19,6 +19,7 @@ import shutil
 import tempfile
 import time
 import weakref
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,7 @@ KEPT_DAYS = 30
 
 _NAME = re.compile(r"[\w.-]{1,250}-cache")
 _LARGEST_BYTES = 2**30
+_ZSTD = b"\x28\xb5\x2f\xfd"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _log = logging.getLogger(__name__)
 
@@ -43,12 +45,10 @@ def default_place() -> str:
 
 
 class Programs:
-    """`place` is a directory or a URL; `machine` tells apart machines that cannot use each other's programs;
-    `is_whole` says whether a file of jax's was written to its end."""
+    """`place` is a directory or a URL; `machine` tells apart machines that cannot use each other's programs."""
 
-    def __init__(self, place: str, machine: str, is_whole: Callable[[bytes], bool]) -> None:
+    def __init__(self, place: str, machine: str) -> None:
         self._place: str | None = storage.join(place, machine)
-        self._is_whole = is_whole
         self._shared: set[str] = set()
         self._damaged: set[str] = set()
         self.directory = Path(tempfile.mkdtemp(prefix="penstock-programs-"))
@@ -89,7 +89,7 @@ class Programs:
             if name in self._shared or not _NAME.fullmatch(name):
                 continue
             program = (self.directory / name).read_bytes()
-            if not self._is_whole(program):  # it is being written
+            if not _is_whole(program):  # it is being written
                 continue
             kept = hashlib.sha256(program).digest() + program
             if name in self._damaged:
@@ -115,3 +115,16 @@ def _remove_unused(place: Path) -> None:
         with contextlib.suppress(OSError):
             if file.stat().st_mtime < oldest:
                 file.unlink()
+
+
+def _is_whole(entry: bytes) -> bool:
+    """Whether a file of the cache was written to its end: jax compresses, and the stream says where it ends."""
+    try:
+        if entry.startswith(_ZSTD):
+            import zstandard  # pyright: ignore[reportMissingImports]
+
+            return bool(zstandard.ZstdDecompressor().decompress(entry))
+        stream = zlib.decompressobj()
+        return bool(stream.decompress(entry)) and stream.eof
+    except Exception:  # cut off, of another format, or compressed by what is not here
+        return False

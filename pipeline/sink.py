@@ -98,16 +98,20 @@ class _Tally:
 
     def count(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         sample, failed = 0, False  # of the current record
-        numbers, row_number = self._item.row_numbers(), -1
+        numbers, row_number = self._item.row_numbers(), None
         for row in rows:
             if row["sample_index"] == 0:
                 self._records, sample, failed = self._records + 1, 0, False
-                row_number = next(numbers, -1)
+                row_number = next(numbers, None)
                 self._tokens["prompt"] += row.get("prompt_token_count") or 0
             else:
                 sample += 1
             expected = (self._item.source_file, row_number, sample)
             found = (row["source_file"], row["source_row"], row["sample_index"])
+            if row_number is None:
+                raise OutputError(
+                    f"shard {self._item.shard}: result row {found} came after the last of {self._item.rows} records"
+                )
             if found != expected:
                 raise OutputError(f"shard {self._item.shard}: result row {found} came where {expected} was due")
             if row["status"] == "failed" and not failed:

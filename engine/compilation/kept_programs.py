@@ -1,16 +1,14 @@
-"""jax's own cache of compiled programs on disk: which directory, for which machines, and whether an entry is whole."""
+"""jax's own cache of compiled programs on disk: which directory, and for which machines."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
-import zlib
 from pathlib import Path
 
 import jax
 
 _CPU_FACTS = ("flags", "Features", "model name")
-_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def is_kept_already() -> bool:
@@ -43,16 +41,3 @@ def machine() -> str:
     except OSError:
         facts.append(platform.processor())
     return f"jax-{jax.__version__}-{hashlib.sha256(repr(facts).encode()).hexdigest()[:16]}"
-
-
-def is_whole(entry: bytes) -> bool:
-    """Whether a file of the cache was written to its end: jax compresses, and the stream says where it ends."""
-    try:
-        if entry.startswith(_ZSTD):
-            import zstandard  # pyright: ignore[reportMissingImports]
-
-            return bool(zstandard.ZstdDecompressor().decompress(entry))
-        stream = zlib.decompressobj()
-        return bool(stream.decompress(entry)) and stream.eof
-    except Exception:  # cut off, of another format, or compressed by what is not here
-        return False

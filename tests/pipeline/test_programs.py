@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.compilation.kept_programs import is_whole, machine
+from engine.compilation.kept_programs import machine
 from pipeline.programs import KEPT_DAYS, Programs, default_place
 
 ROOT = Path(__file__).parents[2]
@@ -27,14 +27,14 @@ def place(request, tmp_path):
 
 def compiled(place, program=PROGRAM, name=NAME):
     """A run that compiles one program."""
-    programs = Programs(place, "machine", is_whole)
+    programs = Programs(place, "machine")
     (programs.directory / name).write_bytes(program)
     programs.share()
     return programs
 
 
 def found(place, machine="machine"):
-    programs = Programs(place, machine, is_whole)
+    programs = Programs(place, machine)
     return {file.name: file.read_bytes() for file in programs.directory.iterdir()}
 
 
@@ -118,7 +118,7 @@ COMPILES = """if True:
     import sys
     from engine.compilation import kept_programs
     from pipeline.programs import Programs
-    programs = Programs(sys.argv[1], kept_programs.machine(), kept_programs.is_whole)
+    programs = Programs(sys.argv[1], kept_programs.machine())
     kept_programs.keep_programs_in(programs.directory)
     import jax, jax.numpy as jnp
     from jax._src import monitoring

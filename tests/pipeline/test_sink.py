@@ -195,7 +195,7 @@ def edited(rows, **changes):
     ("damage", "error", "message"),
     [
         (lambda rows: rows[:-1], OutputError, "9 of 10 records came"),
-        (lambda rows: rows + rows[-1:], OutputError, r"row \('a.jsonl', 9, 0\) came where \('a.jsonl', 10, 0\)"),
+        (lambda rows: rows + rows[-1:], OutputError, r"row \('a.jsonl', 9, 0\) came after the last of 10 records"),
         (lambda rows: rows[:4] + rows[5:], OutputError, r"5, 0\) came where .*4, 0\) was due"),
         (lambda rows: rows[::-1], OutputError, r"9, 0\) came where .*0, 0\) was due"),
         (lambda rows: edited(rows, sample_index=2), OutputError, r"4, 2\) came where .*3, 1\) was due"),
