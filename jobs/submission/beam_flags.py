@@ -27,6 +27,10 @@ LONGEST_SECONDS = 365 * 24 * 3600
 """Beam puts its deadline for one answer of the job server on the stream of the job's states as well, so with the
 default a job that takes more than five minutes counts as failed."""
 
+_NO_FREEZE = "--experiments=disable_logging_submission_environment"
+"""Beam would send what `pip freeze` prints here, which may hold addresses with passwords in them. That driver and
+workers agree is checked by Penstock's version."""
+
 _MULTIPLE = "Penstock runs one process on a worker, since two cannot share its chips"
 _RIGHT_FITTING = "Dataflow's right fitting does not support accelerators"
 _CREDENTIALS = "the runner stores and shows flags; Penstock takes credentials from the workers' own surroundings"
@@ -49,7 +53,6 @@ _REFUSED_VALUES = {
 }
 
 
-_SECTIONS = {"dataflow": Dataflow, "portable": Portable, "flink": Flink, "spark": Spark}
 S = TypeVar("S", bound=Section)
 
 
@@ -63,22 +66,23 @@ def beam_flags(job: Job) -> list[str]:
     """Our own flags for the runner that the job names."""
     runner = job.runner
     makers: dict[str, Callable[[], Iterator[str]]] = {
-        "dataflow": lambda: _dataflow(job, _section(runner.dataflow, "dataflow")),
-        "portable": lambda: _portable(_section(runner.portable, "portable"), runner.workers),
-        "flink": lambda: _flink(_section(runner.flink, "flink")),
-        "spark": lambda: _spark(_section(runner.spark, "spark")),
+        "dataflow": lambda: _dataflow(job, _section(runner.dataflow, Dataflow, "dataflow")),
+        "portable": lambda: _portable(_section(runner.portable, Portable, "portable"), runner.workers),
+        "flink": lambda: _flink(_section(runner.flink, Flink, "flink")),
+        "spark": lambda: _spark(_section(runner.spark, Spark, "spark")),
     }
-    return list(makers[runner.name]())
+    return [*makers[runner.name](), _NO_FREEZE]
 
 
-def _section(section: S | None, name: str) -> S:
-    if section is None:
-        fields = ", ".join(field for field, facts in _SECTIONS[name].model_fields.items() if facts.is_required())
+def _section(section: S | None, kind: type[S], name: str) -> S:
+    """The runner's section; one that has a default for everything may be left out."""
+    required = [field for field, facts in kind.model_fields.items() if facts.is_required()]
+    if section is None and required:
         raise JobError(
-            f"runner.{name}: is missing: say there how to reach it{f' (at least {fields})' if fields else ''}; "
-            "docs/runners.md has examples"
+            f"runner.{name}: is missing: say there how to reach it (at least {', '.join(required)}); docs/runners.md "
+            "has examples"
         )
-    return section
+    return kind() if section is None else section
 
 
 def _dataflow(job: Job, settings: Dataflow) -> Iterator[str]:

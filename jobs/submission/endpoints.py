@@ -15,7 +15,7 @@ from pipeline.errors import PenstockError
 T = TypeVar("T")
 
 CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 15.0
 """A job server in Java may still be starting."""
 CREDENTIALS_SECONDS = 20.0
 

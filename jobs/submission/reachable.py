@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jobs.spec import Job
+from jobs.submission.settings import Flink, Spark
 from pipeline.errors import JobError
 
 _STORES = ("gs://", "s3://")
@@ -47,9 +48,10 @@ def notes(job: Job) -> Iterator[str]:
 
 def is_here(job: Job) -> bool:
     """Whether the workers are in this process, so that they end with it."""
-    sections = (job.runner.portable, job.runner.flink, job.runner.spark)
-    workers = {"portable": sections[0], "flink": sections[1], "spark": sections[2]}.get(job.runner.name)
-    return job.runner.name == "local" or (workers is not None and workers.environment == "LOOPBACK")
+    runner = job.runner
+    workers = {"portable": runner.portable, "flink": runner.flink or Flink(), "spark": runner.spark or Spark()}
+    section = workers.get(runner.name)
+    return runner.name == "local" or (section is not None and section.environment == "LOOPBACK")
 
 
 def ends_with_this_process(job: Job) -> str | None:

@@ -19,7 +19,7 @@ from jobs.submission.beam_flags import beam_options
 from jobs.submission.reachable import ends_with_this_process, is_here, refuse_unreachable
 from jobs.submission.record import record
 from pipeline import cancellation
-from pipeline.errors import JobError
+from pipeline.errors import JobError, PenstockError
 from schemas.submission import Submission
 
 if TYPE_CHECKING:
@@ -84,12 +84,29 @@ def _accepted(pipeline: Any, job: Job) -> Any:
 
     try:
         if job.runner.name in ("flink", "spark"):  # Beam starts their job server, and takes a signal to stop it
-            return pipeline.run()
+            return _started(pipeline, job)
         return endpoints.within(ACCEPT_SECONDS, pipeline.run)
+    except PenstockError:
+        raise
     except TimeoutError as error:
         raise endpoints.RunnerUnreachable(f"the runner did not take the job in {ACCEPT_SECONDS:.0f} seconds") from error
     except Exception as error:
-        raise endpoints.RunnerUnreachable(f"the runner did not take the job: {beam_run.reason(error)}") from error
+        said = beam_run.reason(error).removeprefix("a shard failed: ")
+        raise endpoints.RunnerUnreachable(f"the runner did not take the job: {said}") from error
+
+
+def _started(pipeline: Any, job: Job) -> Any:
+    try:
+        return pipeline.run()
+    except RuntimeError as error:
+        if "failed to start up" not in str(error):
+            raise
+        section = job.runner.flink if job.runner.name == "flink" else job.runner.spark
+        jar = section.job_server_jar if section else None
+        raise endpoints.RunnerUnreachable(
+            f"runner.{job.runner.name}.job_server_jar: {jar} did not start as a job server; java -jar {jar} --help "
+            "shows why"
+        ) from error
 
 
 def _job_id(result: Any) -> str:
