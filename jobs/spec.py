@@ -278,9 +278,9 @@ def _explain_refused(name: Any) -> Any:
 
 
 class Runner(Section):
-    name: Annotated[
-        Literal["local", "dataflow", "flink", "spark", "portable"], BeforeValidator(_explain_refused)
-    ] = "local"
+    name: Annotated[Literal["local", "dataflow", "flink", "spark", "portable"], BeforeValidator(_explain_refused)] = (
+        "local"
+    )
     """Where the job runs. `local` is this process, on this machine's devices; the others take jobs from
     `penstock submit`. See docs/runners.md."""
     workers: Annotated[int, Field(ge=1, le=64)] = 2

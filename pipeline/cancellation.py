@@ -98,7 +98,9 @@ class _Watch:
                 found = read(output)
                 if found is not None and found.token != ignored:
                     activity.cancel_run(self.run)
-            except Exception as error:  # a store that does not answer now is asked again; the shard's own calls report it
+            except (
+                Exception
+            ) as error:  # a store that does not answer now is asked again; the shard's own calls report it
                 logger.info("cannot see whether %s is cancelled: %s", output, error)
             self.first_look.set()
             self.ended.wait(POLL_SECONDS)

@@ -1,7 +1,7 @@
 """What is known of a job that was handed to a runner, and of its cancellation: two small files of an output.
 
-    _submitted.json   which runner has the job, under which id; of the last submission
-    _cancel           whoever runs this output is to stop, unless it began later
+_submitted.json   which runner has the job, under which id; of the last submission
+_cancel           whoever runs this output is to stop, unless it began later
 """
 
 from __future__ import annotations

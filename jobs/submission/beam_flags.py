@@ -182,7 +182,7 @@ def _workers(settings: Workers) -> Iterator[str]:
     elif settings.environment == "PROCESS":
         yield f"--environment_options=process_command={settings.process_command or 'penstock-worker'}"
     elif settings.environment == "EXTERNAL":
-        yield f"--environment_options=external_service_address={settings.service_address}"
+        yield f"--environment_config={settings.service_address}"  # Beam 2.77 does not hear its newer option
 
 
 def _refuse(flags: Sequence[str]) -> None:

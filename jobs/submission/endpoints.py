@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import socket
 import threading
 from collections.abc import Callable
@@ -89,9 +90,8 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 def require_dataflow_client() -> None:
     """An error that says what to install, before Beam says it another way."""
     try:
-        import google.cloud.dataflow
-        import google.cloud.storage
-        import google_auth_httplib2  # noqa: F401
+        for module in ("google.cloud.dataflow", "google.cloud.storage", "google_auth_httplib2"):
+            importlib.import_module(module)
     except ImportError as error:
         raise RunnerUnreachable(f"{DATAFLOW_EXTRA} ({error})") from error
 
@@ -124,7 +124,9 @@ def _connect(address: str, field: str, what: str) -> None:
             pass
     except (OSError, OverflowError) as error:
         reason = f"no answer in {CONNECT_SECONDS:.0f} seconds" if isinstance(error, TimeoutError) else error
-        raise RunnerUnreachable(f"{field}: {what} is not at {address}: {reason}; start it, or mend the address") from error
+        raise RunnerUnreachable(
+            f"{field}: {what} is not at {address}: {reason}; start it, or mend the address"
+        ) from error
 
 
 def _status(error: Any) -> tuple[str, str]:

@@ -26,7 +26,9 @@ class Dataflow(Section):
     """The Google Cloud project that pays."""
     region: Annotated[str, Field(pattern=r"^[a-z]+-[a-z]+\d+$", examples=["us-central1"])]
     """Where the job is run; keep input, output and checkpoint there too."""
-    temp_location: Annotated[str, Field(pattern=r"^gs://[a-z0-9][a-z0-9_.-]{1,220}[a-z0-9]/\S+$", examples=["gs://bucket/temp"])]
+    temp_location: Annotated[
+        str, Field(pattern=r"^gs://[a-z0-9][a-z0-9_.-]{1,220}[a-z0-9]/\S+$", examples=["gs://bucket/temp"])
+    ]
     """Where Beam puts the pipeline for the workers to fetch."""
     image: Annotated[
         str, Field(min_length=1, pattern=r"^\S+$", examples=["us-docker.pkg.dev/my-project/penstock/worker:0.1.0-tpu"])

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ACCEPT_SECONDS = 600.0
 """How long a runner may take from the first upload to accepting a job."""
 
+
 @dataclass(frozen=True)
 class Detached:
     """A job that a runner has accepted, and is left alone."""

@@ -1,6 +1,6 @@
 """Beam's own job server with what it lacks: PROCESS environments, started as Flink and Spark start them.
 
-    python -m tests.jobs.process_job_server --port_file FILE
+python -m tests.jobs.process_job_server --port_file FILE
 """
 
 from __future__ import annotations

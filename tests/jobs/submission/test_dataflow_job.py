@@ -1,4 +1,4 @@
-"""The request to Dataflow, field by field, for every TPU worker that there is. Nothing is sent; no network is needed."""
+"""The request to Dataflow, field by field, for every TPU worker that there is; no network is needed."""
 
 from __future__ import annotations
 

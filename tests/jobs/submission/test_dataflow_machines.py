@@ -30,7 +30,12 @@ def test_the_name_of_a_tpu_counts_chips_and_for_v5p_cores() -> None:
 @pytest.mark.parametrize(
     ("chip", "topology", "mesh", "problem"),
     [
-        ("v5e", "auto", "4x4x1", "engine.mesh: 4x4x1 is 16 chips, and a worker of Dataflow is one host, with at most 8"),
+        (
+            "v5e",
+            "auto",
+            "4x4x1",
+            "engine.mesh: 4x4x1 is 16 chips, and a worker of Dataflow is one host, with at most 8",
+        ),
         ("v5p", "auto", "8x1x1", "at most 4 v5p chips (2x2x1)"),
         ("v5e", "auto", "4x4x4", "penstock run and penstock follow (docs/multi-host.md)"),
         ("v6e", "auto", "2x1x1", "v6e workers of Dataflow have 1x1 (1), 2x2 (4), 2x4 (8); make the mesh"),

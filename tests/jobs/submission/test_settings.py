@@ -186,7 +186,13 @@ def test_flags_of_the_portable_runners(tmp_path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "java").write_text("")
     (tmp_path / "java").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    flink = {"job_server_jar": str(jar), "master": "host:8081", "environment": "DOCKER", "image": "i:1", "parallelism": 4}
+    flink = {
+        "job_server_jar": str(jar),
+        "master": "host:8081",
+        "environment": "DOCKER",
+        "image": "i:1",
+        "parallelism": 4,
+    }
     flags = beam_flags(job({"name": "flink", "flink": flink}))
     assert {
         "--runner=FlinkRunner", f"--flink_job_server_jar={jar}", "--flink_master=host:8081", "--parallelism=4",
@@ -200,7 +206,7 @@ def test_flags_of_the_portable_runners(tmp_path, monkeypatch: pytest.MonkeyPatch
     } <= set(flags)  # fmt: skip
     portable = {"job_endpoint": "a:1", "environment": "EXTERNAL", "service_address": "b:2"}
     flags = beam_flags(job({"name": "portable", "portable": portable}))
-    assert {"--job_endpoint=a:1", "--environment_options=external_service_address=b:2"} <= set(flags)
+    assert {"--job_endpoint=a:1", "--environment_config=b:2"} <= set(flags)
     assert not any("direct_num_workers" in flag for flag in flags)  # each would be another process on the same chips
     monkeypatch.setenv("PATH", "")
     with pytest.raises(JobError, match="needs Java 11 or newer"):
@@ -211,7 +217,7 @@ def test_flags_of_the_portable_runners(tmp_path, monkeypatch: pytest.MonkeyPatch
 def test_without_a_job_server_jar_the_error_says_which(runner: str, artifact: str) -> None:
     with pytest.raises(JobError, match=f"runner.{runner}.job_server_jar: is missing: .*{artifact}.*Maven Central"):
         beam_flags(job({"name": runner}))
-    with pytest.raises(JobError, match="there is no file /absent.jar"):
+    with pytest.raises(JobError, match=r"there is no file /absent.jar"):
         beam_flags(job({"name": runner, runner: {"job_server_jar": "/absent.jar"}}))
 
 
