@@ -102,14 +102,18 @@ def test_pinned_versions_are_those_that_pyproject_allows(target: str) -> None:
 def test_the_tpu_is_described_to_its_runtime_as_the_reference_says() -> None:
     (environment,) = [rest for word, rest in instructions() if word == "ENV"]
     values = dict(pair.split("=", 1) for pair in environment.split())
-    assert values | {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_HOST_BOUNDS": "1,1,1",
-        "TPU_CHIPS_PER_HOST_BOUNDS": "${TPU_BOUNDS}",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
-        "TPU_ACCELERATOR_TYPE": "${TPU_TYPE}",
-    } == values
+    assert (
+        values
+        | {
+            "TPU_SKIP_MDS_QUERY": "1",
+            "TPU_HOST_BOUNDS": "1,1,1",
+            "TPU_CHIPS_PER_HOST_BOUNDS": "${TPU_BOUNDS}",
+            "TPU_WORKER_HOSTNAMES": "localhost",
+            "TPU_WORKER_ID": "0",
+            "TPU_ACCELERATOR_TYPE": "${TPU_TYPE}",
+        }
+        == values
+    )
     default = TPU_HOSTS["v5e"][0]
     assert (arguments()["TPU_TYPE"], arguments()["TPU_BOUNDS"]) == (default.accelerator_type, default.bounds)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,7 @@ from jobs.refused_runners import refused_runner
 from jobs.runners import pipeline_options
 from jobs.spec import Runner
 from jobs.submission.beam_flags import beam_flags, beam_options, dataflow_name
+from jobs.submission.dataflow_machines import TPU_HOSTS
 from jobs.submission.reachable import ends_with_this_process, is_here, notes, refuse_unreachable
 from pipeline.errors import JobError
 from tests.jobs.submission.jobs import DATAFLOW, dataflow_job, job
@@ -180,7 +182,7 @@ def test_what_ends_with_this_process(runner: dict[str, object], here: bool, ends
     assert (ends_with_this_process(job(runner)) is not None) is ends
 
 
-def test_flags_of_the_portable_runners(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_of_the_portable_runners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jar = tmp_path / "job-server.jar"
     jar.write_bytes(b"")
     (tmp_path / "java").write_text("")
@@ -225,3 +227,17 @@ def test_without_a_job_server_jar_the_error_says_which(runner: str, artifact: st
 def test_without_its_section_a_runner_says_what_it_needs(runner: str) -> None:
     with pytest.raises(JobError, match=f"runner.{runner}: is missing: say there how to reach it"):
         beam_flags(job({"name": runner}))
+
+
+def test_the_job_of_the_page_on_dataflow_is_what_it_says(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "dataflow.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "job.yaml").write_text(example.replace("BUCKET", "bucket"))
+    flags = beam_flags(load(str(tmp_path / "job.yaml")))
+    assert "--worker_machine_type=ct5lp-hightpu-8t" in flags
+    shown = set(re.findall(r"`(--[a-z_]+)", page[page.index("## What is sent") :]))
+    assert shown <= {flag.partition("=")[0] for flag in flags} | {"--dry-run"}
+    for hosts in TPU_HOSTS.values():
+        for host in hosts:
+            for word in (host.type, host.topology, host.machine_type.rpartition("-")[0]):
+                assert word in page
