@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import apache_beam as beam
 import pytest
 
 from jobs.submission.beam_flags import beam_options
@@ -31,11 +32,16 @@ URL = "gs://bucket/in/a.jsonl"
 
 
 def request(mesh: str, *flags: str, **settings: Any) -> DataflowRequest:
-    job = dataflow_job(mesh, **settings)
+    """Of a pipeline that does nothing: the request names the pipeline as an upload, whatever it is."""
+    options = beam_options(dataflow_job(mesh, **settings), flags)
+    return dataflow_request(options, lambda pipeline: pipeline | beam.Impulse())
+
+
+def of_the_real_pipeline(pipeline: beam.Pipeline) -> object:
     facts = PlanFacts("generate", "", 3, "job", "model")
     work = ShardJob("gs://bucket/out", facts, {"max_length": "auto"}, "gs://bucket/checkpoint")
     todo = [WorkItem(i, URL, "jsonl", "a.jsonl", 10 * i, 10, 100 * i, 100 * i + 100, {}) for i in range(3)]
-    return dataflow_request(beam_options(job, flags), lambda pipeline: build(pipeline, todo, work))
+    return build(pipeline, todo, work)
 
 
 def test_the_table_is_whole() -> None:
@@ -98,13 +104,14 @@ def test_optional_settings_arrive_and_absent_ones_do_not() -> None:
     assert pool["subnetwork"] == settings["subnetwork"]
     assert pool["ipConfiguration"] == "WORKER_IP_PRIVATE"
     assert pool["diskSizeGb"] == 200
-    sent = request("1x1x1")
+    sent = dataflow_request(beam_options(dataflow_job()), of_the_real_pipeline)
     bare = sent.job["environment"]
     (pool,) = bare["workerPools"]
     assert not {"serviceAccountEmail", "workerZone"} & bare.keys()
     assert not {"subnetwork", "network", "ipConfiguration", "diskSizeGb"} & pool.keys()
     assert "packages" not in pool
     assert [url.rpartition("/")[2] for url in sent.uploads] == ["pipeline.pb"]  # not what is installed here
+    assert 10_000 < sum(sent.uploads.values()) < 200_000
     assert len(json.dumps(sent.job)) < 20_000
 
 
