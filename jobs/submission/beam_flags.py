@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from jobs.runners import known_options
 from jobs.section import Section
 from jobs.spec import Job
-from jobs.submission.dataflow_machines import TPU_HOSTS, gpu_option, tpu_host
+from jobs.submission.dataflow_machines import TPU_HOSTS, gpu_option, tpu_host, with_chip
 from jobs.submission.settings import Dataflow, Flink, Portable, Spark, Workers
 from pipeline.errors import JobError
 
@@ -100,6 +100,7 @@ def _dataflow(job: Job, settings: Dataflow) -> Iterator[str]:
     yield f"--max_num_workers={settings.machines}"
     yield "--autoscaling_algorithm=NONE"
     if settings.accelerator in TPU_HOSTS:
+        with_chip(job)  # refuses another chip in engine.chip
         host = tpu_host(settings.accelerator, settings.topology, job.engine.mesh)
         yield f"--dataflow_service_options={host.service_option}"
         yield f"--worker_machine_type={host.machine_type}"

@@ -12,8 +12,12 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pipeline.errors import JobError
+
+if TYPE_CHECKING:
+    from jobs.spec import Job
 
 ELSEWHERE = "run it on a TPU slice of several hosts instead: penstock run and penstock follow (docs/multi-host.md)"
 
@@ -126,6 +130,19 @@ def tpu_host(chip: str, topology: str, mesh: str) -> TpuHost:
         f"engine.mesh: {mesh} is {chips} {'chip' if chips == 1 else 'chips'}, and {chip} workers of Dataflow have "
         f"{_words(hosts)}; make the mesh one of these sizes"
     )
+
+
+def with_chip(job: Job) -> Job:
+    """The job as its workers are told it: they look for the TPU that was asked for, and say if it is another."""
+    settings = job.runner.dataflow
+    if job.runner.name != "dataflow" or settings is None or settings.accelerator not in TPU_HOSTS:
+        return job
+    if job.engine.chip not in ("auto", settings.accelerator):
+        raise JobError(
+            f"engine.chip: is {job.engine.chip}, and runner.dataflow.accelerator is {settings.accelerator}; change one "
+            "of them"
+        )
+    return job.model_copy(update={"engine": job.engine.model_copy(update={"chip": settings.accelerator})})
 
 
 def gpu_option(accelerator: str, mesh: str) -> str:

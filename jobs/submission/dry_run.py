@@ -11,7 +11,7 @@ from jobs import launch
 from jobs.spec import Job
 from jobs.submission.beam_flags import beam_flags, beam_options
 from jobs.submission.dataflow_job import dataflow_request
-from jobs.submission.dataflow_machines import TPU_HOSTS, tpu_host
+from jobs.submission.dataflow_machines import TPU_HOSTS, tpu_host, with_chip
 from jobs.submission.reachable import notes, refuse_unreachable
 from jobs.wording import count_words
 from pipeline import storage
@@ -46,7 +46,7 @@ def dry_run(job: Job, flags: Sequence[str], json_path: str | None) -> Iterator[t
     if job.runner.name == "dataflow":
         from pipeline.graph import build
 
-        work = launch.shard_job(job, plan, engine_factory=None)
+        work = launch.shard_job(with_chip(job), plan, engine_factory=None)
         request = dataflow_request(options, lambda pipeline: build(pipeline, todo, work))
         path = Path(json_path or f"{job.name}.dataflow.json")
         try:

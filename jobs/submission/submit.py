@@ -16,6 +16,7 @@ from jobs.job_file import store
 from jobs.spec import Job
 from jobs.submission import endpoints
 from jobs.submission.beam_flags import beam_options
+from jobs.submission.dataflow_machines import with_chip
 from jobs.submission.reachable import ends_with_this_process, is_here, refuse_unreachable
 from jobs.submission.record import record
 from pipeline import cancellation
@@ -64,7 +65,7 @@ def submit(
     if not todo:
         return launch.finish(job, manifest, todo, started)
     store(job, job.output.path)
-    work = launch.shard_job(job, manifest.plan, engine_factory, cancellation.begin(job.output.path))
+    work = launch.shard_job(with_chip(job), manifest.plan, engine_factory, cancellation.begin(job.output.path))
 
     from jobs import beam_run
 

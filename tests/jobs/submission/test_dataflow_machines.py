@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from jobs.submission.dataflow_machines import TPU_HOSTS, gpu_option, tpu_host
+from jobs.submission.dataflow_machines import TPU_HOSTS, gpu_option, tpu_host, with_chip
 from pipeline.errors import JobError
+from tests.jobs.submission.jobs import DATAFLOW, dataflow_job, job
 
 
 @pytest.mark.parametrize("host", [host for hosts in TPU_HOSTS.values() for host in hosts], ids=str)
@@ -55,3 +56,12 @@ def test_gpus_of_a_worker_are_those_of_the_mesh() -> None:
     for mesh, problem in (("16", "at most 8"), ("auto", "how many GPUs"), ("2*2x1x1", "how many GPUs")):
         with pytest.raises(JobError, match=problem):
             gpu_option("nvidia-l4", mesh)
+
+
+def test_workers_look_for_the_chip_that_was_asked_for() -> None:
+    assert with_chip(dataflow_job(accelerator="v6e")).engine.chip == "v6e"
+    gpu = dataflow_job(accelerator="nvidia-l4", machine_type="g2-standard-8")
+    assert with_chip(gpu) == gpu
+    other = job({"name": "dataflow", "dataflow": DATAFLOW}, engine={"chip": "v6e"})
+    with pytest.raises(JobError, match=r"engine.chip: is v6e, and runner.dataflow.accelerator is v5e"):
+        with_chip(other)

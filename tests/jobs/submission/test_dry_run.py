@@ -102,8 +102,7 @@ def test_a_job_server_that_does_not_start_is_said(write_job: Callable[..., str],
     java.write_text("#!/bin/sh\nexit 1\n")
     java.chmod(0o755)
     ended = subprocess.run(  # in a process of its own, for what Beam leaves behind
-        [sys.executable, "-m", "jobs.cli", "submit", write_job(), "--runner", "flink"]
-        + ["--flink-job-server-jar", str(jar)],
+        [sys.executable, "-m", "jobs.cli", "submit", write_job(), "--runner=flink", f"--flink-job-server-jar={jar}"],
         env={**os.environ, "PATH": f"{java.parent}:{os.environ['PATH']}"},
         cwd=Path(__file__).parents[3],
         capture_output=True,
