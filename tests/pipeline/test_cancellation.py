@@ -28,7 +28,7 @@ def _stops(output: str, ignored: str | None, seconds: float = 10.0) -> bool:
         with cancellation.watched(output, ignored):
             for _ in range(3):
                 time.sleep(cancellation.POLL_SECONDS)
-                activity.stop_if_cancelled((output, ignored))
+                activity.stop_if_cancelled(output, ignored)
     except Cancelled:
         return True
     return False
@@ -43,7 +43,7 @@ def test_a_run_stops_when_it_is_cancelled_and_a_later_one_does_not(tmp_path: Pat
         try:
             with cancellation.watched(output, None):
                 while True:
-                    activity.stop_if_cancelled((output, None))
+                    activity.stop_if_cancelled(output, None)
                     time.sleep(0.01)
         except Cancelled:
             stopped.set()
