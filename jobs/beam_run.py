@@ -45,23 +45,33 @@ def compute(
     console: Console | None,
 ) -> None:
     """Runs the shards in `todo`; returns when the job is declared finished."""
-    activity.reset(manifest.output)
+    pipeline = new_pipeline(todo, work, options)
+    with shown(manifest, todo, console):
+        in_thread(lambda: pipeline.run().wait_until_finish())
+
+
+def new_pipeline(todo: Sequence[WorkItem], work: ShardJob, options: PipelineOptions) -> beam.Pipeline:
+    """The pipeline of the shards in `todo`, ready to run."""
+    activity.reset(work.output)
     activity.start_driving()
     try:
         pipeline = beam.Pipeline(options=options)
     except (ValueError, ImportError, AttributeError) as error:
         raise JobError(f"--runner: {error}") from error
     build(pipeline, todo, work)
-    with _shown(manifest, todo, console):
-        _run_in_thread(pipeline)
+    return pipeline
 
 
-def _run_in_thread(pipeline: beam.Pipeline) -> None:
+def in_thread(run_to_the_end: Callable[[], object], *, stops_shards: bool = True) -> None:
+    """Waits in the main thread, so that Ctrl-C is heard; what goes wrong is said in our own words.
+
+    With `stops_shards` Ctrl-C stops the shards of this process; without, whoever has them goes on.
+    """
     finished: Future[None] = Future()
 
     def run() -> None:
         try:
-            pipeline.run().wait_until_finish()
+            run_to_the_end()
             finished.set_result(None)
         except BaseException as error:
             finished.set_exception(error)
@@ -70,6 +80,8 @@ def _run_in_thread(pipeline: beam.Pipeline) -> None:
     try:
         finished.result()
     except KeyboardInterrupt:
+        if not stops_shards:
+            raise
         logger.warning("stopping; a second Ctrl-C, or signal, does not wait for open shards")
         activity.cancel()
         wait([finished], timeout=STOP_SECONDS)
@@ -83,12 +95,14 @@ def reason(error: BaseException) -> str:
     text = _WHILE_RUNNING.sub("", str(error)).strip()
     if isinstance(error, PenstockError | EngineError):
         return text
+    if callable(code := getattr(error, "code", None)) and callable(details := getattr(error, "details", None)):
+        return f"the runner cannot be reached any more ({getattr(code(), 'name', code())}: {details()})"
     last = text.splitlines()[-1] if text else type(error).__name__
     ours = _OURS.match(last)
     return ours[1] if ours else f"a shard failed: {last}; -v shows where"
 
 
-def _shown(
+def shown(
     manifest: Manifest, todo: Sequence[WorkItem], console: Console | None
 ) -> contextlib.AbstractContextManager[object]:
     if console is None:

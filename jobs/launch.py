@@ -7,6 +7,7 @@ found later would cost the user the output path as well. A finished job needs ne
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from engine.compilation.preflight import CheckpointFacts, preflight
 from jobs.job_file import store
+from jobs.runners import refuse_elsewhere
 from jobs.spec import Job
 from jobs.wording import duration, failed_words, rate_words, token_words
-from pipeline import storage
+from pipeline import cancellation, storage
 from pipeline.errors import EmptyInput, JobError, PromptError
 from pipeline.generation import Generate
 from pipeline.manifest import Manifest, summarise
@@ -26,11 +28,13 @@ from pipeline.scoring import Score
 from pipeline.sources import Row, Source, open_source, read_rows
 from pipeline.sources.base import WorkItem
 from pipeline.tokenizer import Tokenizer
-from pipeline.workplan import plan_job
+from pipeline.workplan import Asked, plan_job
 from schemas.manifest import PLAN_NAME, SUCCESS_NAME, Plan, Summary
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from pipeline.inference import ShardJob
 
 PEEKED_ROWS = 20
 
@@ -124,6 +128,16 @@ def run(
     job without rows is an error, unless it `may_be_empty`; then it is finished at once.
     """
     started = time.monotonic()
+    refuse_elsewhere(job.runner)
+    manifest, todo = prepare(job, source, may_be_empty)
+    if todo:
+        store(job, job.output.path)
+        _compute(job, manifest, todo, flags, console, engine_factory)
+    return finish(job, manifest, todo, started)
+
+
+def prepare(job: Job, source: Source | None = None, may_be_empty: bool = False) -> tuple[Manifest, list[WorkItem]]:
+    """Checks all that can be checked, plans the output, and finds what is still to be computed there."""
     parts = open_parts(job, source)
     output = job.output.path
     if not storage.exists(storage.join(output, PLAN_NAME)):
@@ -131,15 +145,15 @@ def run(
             refuse_missing_columns(parts)
     if not storage.exists(storage.join(output, SUCCESS_NAME)):
         storage.check_writable(output)
-    plan = _plan(parts, may_be_empty)
-    manifest = Manifest(output, plan)
-    todo = manifest.todo()
-    if todo:
-        store(job, output)
-        _compute(job, manifest, todo, flags, console, engine_factory)
+    manifest = Manifest(output, plan_job(output, parts.source, may_be_empty=may_be_empty, **asked(parts)))
+    return manifest, manifest.todo()
+
+
+def finish(job: Job, manifest: Manifest, todo: Sequence[WorkItem], started: float) -> Outcome:
+    """Declares the job finished and sums up; `todo` is what this run, which began at `started`, had to compute."""
     summary = manifest.finalise()
     computed = {item.shard for item in todo}
-    this_run = summarise(plan, [entry for entry in manifest.entries() if entry.shard in computed])
+    this_run = summarise(manifest.plan, [entry for entry in manifest.entries() if entry.shard in computed])
     return Outcome(job, summary, this_run, time.monotonic() - started)
 
 
@@ -174,12 +188,10 @@ def _refuse_impossible(parts: Parts) -> None:
             raise JobError(f"sampling.stop_token_ids: {token}, the model's vocabulary is 0 to {model.vocab_size - 1}")
 
 
-def _plan(parts: Parts, may_be_empty: bool) -> Plan:
+def asked(parts: Parts) -> Asked:
+    """What the job asks for, as plans have it."""
     job = parts.job
-    return plan_job(
-        job.output.path,
-        parts.source,
-        may_be_empty=may_be_empty,
+    return Asked(
         name=job.name,
         task=job.task,
         settings=job.settings(),
@@ -200,11 +212,19 @@ def _compute(
 ) -> None:
     from jobs.beam_run import compute  # imports Beam, which takes seconds
     from jobs.runners import pipeline_options
+
+    options = pipeline_options(job.runner, flags)
+    work = shard_job(job, manifest.plan, engine_factory, cancellation.begin(job.output.path))
+    compute(manifest, todo, work, options, console)
+
+
+def shard_job(job: Job, plan: Plan, engine_factory: str | None, ignores_cancel: str | None = None) -> ShardJob:
+    """What a worker is told."""
     from pipeline.inference import ShardJob
 
-    work = ShardJob.of(
+    return ShardJob.of(
         job.output.path,
-        manifest.plan,
+        plan,
         job.model.checkpoint,
         slots=None if job.engine.slots == "auto" else job.engine.slots,
         prefill_tokens=None if job.engine.prefill_tokens == "auto" else job.engine.prefill_tokens,
@@ -213,5 +233,6 @@ def _compute(
         hosts=job.engine.hosts.model_dump() if job.engine.hosts else None,
         compile_cache=job.engine.compile_cache,
         engine_factory=engine_factory,
+        ignores_cancel=ignores_cancel,
+        penstock=importlib.metadata.version("penstock"),
     )
-    compute(manifest, todo, work, pipeline_options(job.runner, flags), console)

@@ -16,7 +16,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic_core import PydanticCustomError
 
+from jobs.refused_runners import refused_runner
 from jobs.section import Section
+from jobs.submission.settings import Dataflow, Flink, Portable, Spark
 from pipeline.errors import InputError
 from pipeline.urls import refuse_secrets
 
@@ -269,20 +271,28 @@ class Limits(Section):
     """Largest share of failed rows with which the finished job still counts as done (exit code 0)."""
 
 
-DASK = "Beam's DaskRunner loses data and still reports DONE, so it is refused; use local"
-
-
-def _explain_dask(name: Any) -> Any:
-    if isinstance(name, str) and "dask" in name.lower():
-        raise PydanticCustomError("refused_runner", DASK)
+def _explain_refused(name: Any) -> Any:
+    if isinstance(name, str) and (reason := refused_runner(name)):
+        raise PydanticCustomError("refused_runner", "{reason}", {"reason": reason})
     return name
 
 
 class Runner(Section):
-    name: Annotated[Literal["local"], BeforeValidator(_explain_dask)] = "local"
-    """Where the job runs. `local` is this process, on this machine's devices."""
+    name: Annotated[Literal["local", "dataflow", "flink", "spark", "portable"], BeforeValidator(_explain_refused)] = (
+        "local"
+    )
+    """Where the job runs. `local` is this process, on this machine's devices; the others take jobs from
+    `penstock submit`. See docs/runners.md."""
     workers: Annotated[int, Field(ge=1, le=64)] = 2
-    """Shards open at a time. With two, the batch never drains at a shard's end."""
+    """Shards that a process has open at a time. With two, the batch never drains at a shard's end."""
+    dataflow: Dataflow | None = None
+    """Google Cloud Dataflow. See docs/dataflow.md."""
+    portable: Portable | None = None
+    """Any runner that takes jobs at an endpoint of Beam's job API."""
+    flink: Flink | None = None
+    """Apache Flink."""
+    spark: Spark | None = None
+    """Apache Spark."""
 
 
 class Job(Section):

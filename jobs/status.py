@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from jobs.job_file import STORED_NAME
+from jobs.submission.record import read_submission, where
 from jobs.wording import count_words, duration, failed_words, rate_words, token_words
+from pipeline import cancellation
 from pipeline.leases import holders
 from pipeline.manifest import Manifest, span_of, summarise
 from pipeline.storage import exists, join
 from pipeline.workplan import read_plan
 from schemas.lease import Lease
 from schemas.manifest import SUCCESS_NAME, Plan, ShardEntry, Summary
+from schemas.submission import Cancellation, Submission
 
 _WORKERS_SHOWN = 10
 
@@ -31,12 +34,24 @@ class Status:
     is_finished: bool
     open_shards: tuple[Lease, ...] = ()
     """Those that are not done and that somebody is computing, or was when it died."""
+    submission: Submission | None = None
+    """Which runner the output was last submitted to, if any."""
+    cancellation: Cancellation | None = None
 
     @classmethod
     def of(cls, output: str, plan: Plan, entries: Sequence[ShardEntry], is_finished: bool) -> Status:
         done = {entry.shard for entry in entries}
         leases = () if is_finished else tuple(lease for lease in holders(output) if lease.shard not in done)
-        return cls(output, plan, summarise(plan, entries), busy_seconds(entries), is_finished, leases)
+        return cls(
+            output=output,
+            plan=plan,
+            done=summarise(plan, entries),
+            busy_seconds=busy_seconds(entries),
+            is_finished=is_finished,
+            open_shards=leases,
+            submission=read_submission(output),
+            cancellation=cancellation.read(output),
+        )
 
     @property
     def records_done(self) -> int:
@@ -105,6 +120,10 @@ def status_lines(status: Status) -> list[tuple[str, str]]:
         *(("", f"{count:,} {reason}") for reason, count in done.failed_reasons.items()),
         ("tokens", token_words(done)),
     ]
+    if submission := status.submission:
+        lines.append(("runner", f"{where(submission)}; by {submission.submitted_by} at {submission.submitted_at}"))
+    if (stopped := status.cancellation) and stopped.resumed_at is None and not status.is_finished:
+        lines.append(("stopped", f"cancelled by {stopped.cancelled_by} at {stopped.cancelled_at}"))
     if status.busy_seconds:
         lines.append(("rate", f"{rate_words(done, status.busy_seconds)} over {duration(status.busy_seconds)}"))
     if not status.is_finished:
@@ -138,4 +157,5 @@ def _what_is_left(status: Status) -> list[tuple[str, str]]:
 
 def _resume(status: Status) -> str:
     stored = join(status.output, STORED_NAME)
-    return f"penstock run {shlex.quote(stored)}" if exists(stored) else "run the same job again"
+    verb = "submit" if status.submission else "run"
+    return f"penstock {verb} {shlex.quote(stored)}" if exists(stored) else f"{verb} the same job again"

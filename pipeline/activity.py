@@ -15,9 +15,13 @@ from .errors import PenstockError
 _REASONS_KEPT = 20
 _COUNTS = ("records_done", "records_failed", "prompt_tokens", "generated_tokens", "scored_tokens")
 
+Run = tuple[str, str | None]
+"""One run of a job, as workers tell it from others: the output, and the `penstock cancel` that came before it."""
+
 _cancelled = threading.Event()
 _cancelled_outputs: set[str] = set()
 _driver = threading.Event()
+_cancelled_runs: set[Run] = set()
 _counts: Counter[str] = Counter()
 _reasons: Counter[str] = Counter()
 _events: Counter[str] = Counter()
@@ -40,16 +44,22 @@ def cancel(output: str | None = None) -> None:
         _cancelled_outputs.add(output)
 
 
-def stop_if_cancelled(output: str | None = None) -> None:
-    """To be called now and then by whatever takes long, with the output it is for if that is known."""
-    if _cancelled.is_set() or output in _cancelled_outputs:
+def cancel_run(run: Run) -> None:
+    """The same for one run of an output alone: later ones of the same output go on."""
+    _cancelled_runs.add(run)
+
+
+def stop_if_cancelled(output: str | None = None, ignored: str | None = None) -> None:
+    """To be called now and then by whatever takes long, with the run it is for if that is known: the output, and the
+    `penstock cancel` that came before the run."""
+    if _cancelled.is_set() or output in _cancelled_outputs or (output, ignored) in _cancelled_runs:
         raise Cancelled("the run was cancelled; the same command goes on where it stopped")
 
 
-def pause(seconds: float, output: str | None = None) -> None:
-    """Wait; `Cancelled` at once when all runs are, and afterwards when that of `output` is."""
+def pause(seconds: float, output: str | None = None, ignored: str | None = None) -> None:
+    """Wait; `Cancelled` at once when all runs are, and afterwards when that run is."""
     _cancelled.wait(seconds)
-    stop_if_cancelled(output)
+    stop_if_cancelled(output, ignored)
 
 
 def start_driving() -> None:
@@ -149,8 +159,10 @@ def reset(output: str | None = None) -> None:
     _cancelled.clear()
     if output is None:
         _cancelled_outputs.clear()
+        _cancelled_runs.clear()
     else:
         _cancelled_outputs.discard(output)
+        _cancelled_runs.difference_update([run for run in _cancelled_runs if run[0] == output])
     with _lock:
         _counts.clear()
         _reasons.clear()

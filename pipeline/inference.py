@@ -26,7 +26,7 @@ from apache_beam.utils.shared import Shared
 
 from schemas.manifest import Plan, ShardEntry
 
-from . import activity
+from . import activity, cancellation
 from .activity import Cancelled, cancel, live, reset
 from .counters import EngineReport, count_computed, count_found_done, count_left_to_another_run
 from .errors import PenstockError
@@ -42,6 +42,7 @@ from .sources.base import WorkItem
 from .storage import open_input
 from .tokenizer import Tokenizer
 from .worker_facts import WorkerRecord, refuse_other_dtype
+from .worker_version import refuse_other_version
 from .workplan import PlanFacts
 
 __all__ = ["Cancelled", "RunShard", "ShardJob", "cancel", "live", "reset", "run_shard"]
@@ -76,6 +77,10 @@ class ShardJob:
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Tells this run from others at the same output."""
     lease_seconds: float = LEASE_SECONDS
+    ignores_cancel: str | None = None
+    """The token of a `penstock cancel` that came before this run; see `cancellation`."""
+    penstock: str | None = None
+    """The version that planned the work: workers must have the same."""
 
     @classmethod
     def of(cls, output: str, plan: Plan, checkpoint: str, **engine: Any) -> ShardJob:
@@ -152,6 +157,7 @@ class RunShard(beam.DoFn):
         self._is_last = is_last
 
     def setup(self) -> None:
+        refuse_other_version(self._job.penstock)
         self._worker = _shared_worker(self._job)
         self._leases, self._record = _of_this_run(self._job.output, self._job.run, self._job.lease_seconds)
         if self._job.settings["dtype"] == "auto":
@@ -168,7 +174,8 @@ class RunShard(beam.DoFn):
         from engine.errors import DeviceHung, EngineClosed, OutOfMemory
 
         try:
-            is_there = self._is_there(item)
+            with cancellation.watched(self._job.output, self._job.ignores_cancel):
+                is_there = self._is_there(item)
         except (EngineClosed, OutOfMemory) as error:
             _give_up(self._worker)
             if isinstance(error, DeviceHung) and not activity.driver_is_here():
@@ -192,7 +199,7 @@ class RunShard(beam.DoFn):
             if pause_seconds == _FIRST_PAUSE_SECONDS:
                 holder = self._leases.holder(item.shard)
                 logger.warning("waiting for shard %d, which is being computed by %s", item.shard, holder)
-            activity.pause(pause_seconds, self._job.output)
+            activity.pause(pause_seconds, self._job.output, self._job.ignores_cancel)
             pause_seconds = min(2 * pause_seconds, self._job.lease_seconds / 6)
         count_found_done()
         return True

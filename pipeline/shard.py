@@ -79,13 +79,17 @@ class Shard:
         return self.job.settings["id"]
 
     @property
+    def _run(self) -> activity.Run:
+        return (self.job.output, self.job.ignores_cancel)
+
+    @property
     def _input_columns(self) -> frozenset[str]:
         ids = [self._id_column] if self._id_column else []
         return self.task.columns.union(ids, (kept.name for kept in self._kept))
 
     def _open(self, row: Row) -> _Record:
         """Sends off what a row asks of the engine, or marks the row as failed."""
-        activity.stop_if_cancelled(self.job.output)
+        activity.stop_if_cancelled(*self._run)
         record = _Record(
             {
                 "record_id": default_record_id(self.item.source_file, row.row),
@@ -155,7 +159,7 @@ class Shard:
         rows = [record.columns]
         if record.columns["status"] == "ok":
             try:
-                answers = [_wait(answer, self.job.output) for answer in record.answers]
+                answers = [_wait(answer, self._run) for answer in record.answers]
             except self.refusal as error:
                 record.fail(f"request: {error}")
             else:
@@ -191,8 +195,8 @@ class _RowError(Exception):
     """Why a row fails, as `kind: reason`; failures are counted by kind."""
 
 
-def _wait(answer: Future[Any], output: str) -> Any:
+def _wait(answer: Future[Any], run: activity.Run) -> Any:
     while not answer.done():
-        activity.stop_if_cancelled(output)
+        activity.stop_if_cancelled(*run)
         wait([answer], timeout=_POLL_SECONDS)
     return answer.result()

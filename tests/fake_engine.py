@@ -223,6 +223,11 @@ def noting_together(checkpoint: str, **asked: Any) -> FakeEngine:
     return noting(checkpoint, **asked)
 
 
+def crawling(checkpoint: str, **asked: Any) -> FakeEngine:
+    """A job takes long enough to be cancelled from another process."""
+    return FakeEngine(options=_options(asked), delay_seconds=0.05)
+
+
 def failing(checkpoint: str, **asked: Any) -> FakeEngine:
     return FakeEngine(options=_options(asked), fail_on=range(1 << 62))
 

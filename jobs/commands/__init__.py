@@ -9,6 +9,7 @@ at once. One that takes flags it does not list (they go to Beam) says PASSES_FLA
 from __future__ import annotations
 
 from jobs.commands import (
+    cancel_job,
     compile_phase,
     export,
     follow,
@@ -22,11 +23,14 @@ from jobs.commands import (
     schema,
     show,
     status,
+    submit_job,
     validate,
 )
 
 COMMANDS = (
     run,
+    submit_job,
+    cancel_job,
     run_due,
     schedule,
     follow,

@@ -29,9 +29,9 @@ def test_flags_of_the_user_win() -> None:
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
-        (["--runer=x"], "--runer=x is known neither to penstock run nor to Beam; did you mean --runner?"),
+        (["--runer=x"], "--runer=x is known neither to penstock nor to Beam; did you mean --runner?"),
         (["--sett", "a=b"], "did you mean --set?"),
-        (["stray"], "stray is known neither to penstock run nor to Beam"),
+        (["stray"], "stray is known neither to penstock nor to Beam"),
         (["-x"], "-x is known neither"),
         (["--direct_num_workers", "two"], "Beam refuses --direct_num_workers two: .*invalid int value"),
         (["--direct_running_mode=fast"], "invalid choice: 'fast'"),
