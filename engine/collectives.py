@@ -77,8 +77,16 @@ def largest(x: Array, axes: Axes) -> Array:
 
 
 def all_to_all(x: Array, axis: MeshAxis, split: int, concat: int) -> Array:
-    """[.. concat.axis .. split ..] -> [.. concat .. split.axis ..]."""
-    return lax.all_to_all(x, axis, split_axis=split, concat_axis=concat, tiled=True)
+    """[.. concat.axis .. split ..] -> [.. concat .. split.axis ..].
+
+    The parts are made the first dimension, in which they are sent and arrive: split and joined elsewhere, a TPU lays
+    small arrays out anew three times.
+    """
+    parts = lax.axis_size(axis)
+    by_part = x.reshape(*x.shape[:split], parts, x.shape[split] // parts, *x.shape[split + 1 :])
+    there = lax.all_to_all(jnp.moveaxis(by_part, split, 0), axis, split_axis=0, concat_axis=0, tiled=True)
+    back = jnp.moveaxis(there, 0, concat)
+    return back.reshape(*back.shape[:concat], parts * back.shape[concat + 1], *back.shape[concat + 2 :])
 
 
 def hand_on(x: Array, axis: MeshAxis) -> Array:

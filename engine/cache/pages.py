@@ -27,7 +27,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from engine.model.config import ModelConfig
-from engine.model.quantized import Quantized, quantize
+from engine.model.quantized import Quantized, quantize, quantize_heads
 
 NULL_PAGE = -1
 
@@ -97,9 +97,11 @@ def append(
         by_head = by_head.at[rows.reshape(-1), jnp.repeat(offsets, heads)].set(flat, mode="drop")
         return by_head.reshape(pool.shape)
 
-    def written(pools: list[Pool], update: Array) -> list[Pool]:
+    def written(pools: list[Pool], update: Pool) -> list[Pool]:
         return [*pools[:layer], _both(write, pools[layer], update), *pools[layer + 1 :]]
 
+    if isinstance(cache.keys[layer], Quantized):
+        keys, values = quantize_heads(keys, values)
     return PagedCache(written(cache.keys, keys), written(cache.values, values))
 
 

@@ -175,8 +175,13 @@ def _compute(clock: _Clock, module: Module, computation: Computation, instructio
 
 
 def _copied_bytes(computation: Computation, start: Instruction) -> int:
-    """Of an asynchronous copy: once for each end that is in HBM."""
+    """Of an asynchronous copy: once for each end that is in HBM.
+
+    A copy-start is printed as (target, source, ..), that of any other operation as ((operands), target, ..).
+    """
     source = computation.operand(start)
     size = min([shape.size_bytes for shape in start.shapes if shape.dims] or [0])
-    sides = [shape.space for shape in (*source.shapes[:1], *start.shapes[:1])]
+    operands = sum(len(computation.instructions[name].shapes) for name in start.operands)
+    target = operands if start.shape_text.startswith("((") else 0
+    sides = [shape.space for shape in (*source.shapes[:1], *start.shapes[target : target + 1])]
     return size * sum(space == 0 for space in sides)

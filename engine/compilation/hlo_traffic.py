@@ -74,6 +74,11 @@ def _read_by(module: Module, computation: Computation, user: Instruction, name: 
         return _read(module, computation, user.name)
     if user.opcode == "fusion" and (fused := module.called(user)):
         places = [place for place, operand in enumerate(user.operands) if operand == name]
+        passed = fused.instructions[fused.root]
+        while passed.opcode == "bitcast":
+            passed = fused.operand(passed)
+        if passed.opcode == "parameter" and int(passed.literal) in places:
+            return _read(module, computation, user.name)  # a fusion in a fusion that only names it anew
         return sum(_read(module, fused, fused.parameters[place].name) for place in places)
     return computation.instructions[name].size_bytes
 

@@ -49,9 +49,10 @@ class Logits(NamedTuple):
     ) -> Float[Array, "*batch kv_heads queries block"]:
         keys, key_scale = parts(keys)
         keys = keys.astype(queries.dtype)  # of int8, exact
-        logits = jnp.einsum("...qd,...sd->...qs", queries, keys, preferred_element_type=jnp.float32) * self.scale
+        logits = jnp.einsum("...qd,...sd->...qs", queries, keys, preferred_element_type=jnp.float32)
         if key_scale is not None:
             logits = logits * key_scale[..., None, :]
+        logits = logits * self.scale
         return logits if self.softcap is None else self.softcap * jnp.tanh(logits / self.softcap)
 
 
@@ -62,24 +63,29 @@ def nothing(*shape: int) -> Partial:
 
 
 def add_block(
-    partial: Partial,
+    partial: Partial | None,
     logits: Float[Array, "*batch kv_heads queries block"],
     values: Float[Array, "*batch kv_heads block head_dim"] | Quantized,
     visible: Bool[Array, "..."],  # broadcastable to [*batch, kv_heads, queries, block], of that rank
     dtype: jnp.dtype,  # in which weights and values are multiplied
 ) -> Partial:
-    """The attention so far and one block more."""
+    """The attention so far, None over no block yet, and one block more."""
     logits = jnp.where(visible, logits, _MASKED)
-    maximum = jnp.maximum(partial.maximum, logits.max(-1))
+    maximum = logits.max(-1)
+    if partial is not None:
+        maximum = jnp.maximum(partial.maximum, maximum)
     weights = jnp.where(visible, jnp.exp(logits - maximum[..., None]), 0.0)
-    rescale = jnp.exp(partial.maximum - maximum)
-    normaliser = partial.normaliser * rescale + row_sum(weights)
+    normaliser = row_sum(weights)
     values, value_scale = parts(values)
     if value_scale is not None:
         weights = weights * value_scale[..., None, :]
     block = jnp.einsum(
         "...qs,...sd->...qd", weights.astype(dtype), values.astype(dtype), preferred_element_type=jnp.float32
     )
+    if partial is None:
+        return Partial(maximum, normaliser, block)
+    rescale = jnp.exp(partial.maximum - maximum)
+    normaliser = partial.normaliser * rescale + normaliser
     return Partial(maximum, normaliser, partial.weighted * rescale[..., None] + block)
 
 

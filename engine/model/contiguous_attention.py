@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from engine.model.attention import Logits, Partial, add_block, nothing, visible_to
+from engine.model.attention import Logits, Partial, add_block, visible_to
 from engine.model.quantized import Quantized
 
 
@@ -42,4 +42,4 @@ def contiguous_attention_partial(
     position = (first_block + at // block_tokens * block_stride) * block_tokens + at % block_tokens
     visible = visible_to(position[None], lengths[:, None] - 1, window)[:, None, None]  # [slots, 1, 1, positions]
     logits = Logits(head_dim**-0.5 if scale is None else scale, softcap).of(grouped, keys)
-    return add_block(nothing(*grouped.shape), logits, values, visible, queries.dtype)
+    return add_block(None, logits, values, visible, queries.dtype)

@@ -84,10 +84,8 @@ class Partition:
 
         if not isinstance(weight, Quantized):
             return gather(weight)
-        scale = weight.scale
-        for dim, over in enumerate(self.split_in_use(name)[: scale.ndim]):
-            scale = shard(scale, over, dim)
-        return Quantized(gather(weight.values), scale)
+        values = gather(weight.values)
+        return Quantized(values, beside(values, weight.scale, self.split_in_use(name)))
 
     def _split_at_rest(self, name: str) -> DimAxes:
         axes = declare(self.config)["layers"][0][name].axes
@@ -96,7 +94,7 @@ class Partition:
     def table(self, weight: Weight) -> Weight:
         """The embedding table or the output head, [vocab, embed], where it rests; of its scales the part beside it."""
         if isinstance(weight, Quantized):
-            return Quantized(weight.values, shard(weight.scale, self.layout.rest_ffn))
+            return Quantized(weight.values, beside(weight.values, weight.scale, (self.layout.rest_ffn,)))
         return weight
 
     def enter(self, x: Array, weight: Weight, bias: Array | None = None, scatter_dim: int = 0) -> Array:
@@ -117,7 +115,31 @@ class Partition:
 
     def vector(self, values: Array | None) -> Array | None:
         """The part of a norm's scale or bias that stands beside this chip's part of the residual stream."""
-        return None if values is None else shard(values, self.layout.used_embed)
+        is_cut = values is None or values.shape[0] != self.config.embed
+        return values if is_cut else shard(values, self.layout.used_embed)
+
+    def at_hand(self, params: Params) -> Params:
+        """With norms and scales cut to this chip's parts, which are then not cut again: to be called outside of a loop.
+
+        In a loop each cut would be an operation in every round, a microsecond of a TPU. Biases are left, and the
+        scales of experts: their part depends on how many tokens there are.
+        """
+
+        def of(some: Params) -> Params:
+            return {name: self._at_hand(name, value) for name, value in some.items() if name != "layers"}
+
+        return of(params) | {"layers": [of(layer) for layer in params["layers"]]}
+
+    def _at_hand(self, name: str, value: Weight) -> Weight:
+        if isinstance(value, Quantized):
+            if self.config.experts and name in ("gate", "up", "down"):
+                return value
+            is_table = name in ("embedding", "head")
+            split = (self.layout.rest_ffn,) if is_table else self.split_in_use(name)[: value.scale.ndim]
+            return Quantized(value.values, lax.optimization_barrier(sharded(value.scale, split)))
+        if name.endswith(("_norm", "_norm_bias")):
+            return lax.optimization_barrier(shard(value, self.layout.used_embed))
+        return value
 
 
 def gather_weight(x: Array, split: DimAxes, over: Axes) -> Array:
@@ -128,6 +150,14 @@ def gather_weight(x: Array, split: DimAxes, over: Axes) -> Array:
     for dim, axes in sorted(enumerate(split), key=lambda one: len([axis for axis in one[1] if axis in over])):
         x = all_gather(x, tuple(axis for axis in axes if axis in over), dim)
     return x
+
+
+def beside(values: Array, scale: Array, split: DimAxes) -> Array:
+    """A matrix's scales for the outputs that `values` has of it, which are split so; they may be cut already."""
+    for dim, over in enumerate(split[: scale.ndim]):
+        if scale.shape[dim] != values.shape[dim]:
+            scale = shard(scale, over, dim)
+    return scale
 
 
 def sharded(bias: Array | None, split: DimAxes) -> Array | None:

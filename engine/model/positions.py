@@ -44,5 +44,5 @@ def rotation(positions: Int[Array, " tokens"], rotary: Rotary, head_dim: int) ->
 def rotate(x: Float[Array, "tokens heads head_dim"], by: Rotation) -> Float[Array, "tokens heads head_dim"]:
     """Rotates pair (i, i + head_dim/2), the Hugging Face pairing, in float32."""
     cos, sin = (part[:, None, :] for part in by)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    first, second = (half.astype(jnp.float32) for half in jnp.split(x, 2, axis=-1))
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -54,7 +54,21 @@ def quantize(array: np.ndarray | Array, inputs: int = 1) -> Quantized:
     xp: Any = np if isinstance(array, np.ndarray) else jnp
     contracted = tuple(range(array.ndim - inputs, array.ndim))
     wide = array.astype(np.float32)
-    scale = xp.max(xp.abs(wide), axis=contracted) * np.float32(1 / LEVELS)  # compilers turn x / 127 into this
+    return _scaled(wide, xp.max(xp.abs(wide), axis=contracted), xp)
+
+
+def quantize_heads(*arrays: Array) -> tuple[Quantized, ...]:
+    """Each array [slots, heads, head_dim] as `quantize` does it, in fewer operations for small ones on a TPU."""
+    ends = np.cumsum([array.shape[1] for array in arrays])[:-1].tolist()
+    wide = jnp.concatenate(arrays, axis=1).astype(jnp.float32)
+    largest = jnp.split(jnp.max(jnp.abs(wide), axis=-1), ends, axis=1)
+    return tuple(_scaled(array.astype(jnp.float32), one, jnp) for array, one in zip(arrays, largest, strict=True))
+
+
+def _scaled(wide: Any, largest: Any, xp: Any) -> Quantized:
+    """`largest` is the magnitude of each channel of `wide`."""
+    contracted = tuple(range(largest.ndim, wide.ndim))
+    scale = largest * np.float32(1 / LEVELS)  # compilers turn x / 127 into this
     scale = xp.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
     with np.errstate(invalid="ignore"):  # a channel that is not finite: its scale says so
         # Times the reciprocal: of a quotient of two arrays a compiler may make either.

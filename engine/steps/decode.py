@@ -112,7 +112,7 @@ def decode(
     page table it has its own part: the rows of its slots, or of all slots and every n-th page. Sequences are cut into
     pages of `page_tokens`; those of a contiguous cache hold many of them, and the table is not looked at.
     """
-    params, loop_over_slots = model.of_stage(params), attention == "loop"
+    params, loop_over_slots = model.at_hand(model.of_stage(params)), attention == "loop"
     layout, vocab = model.layout, model.held.vocab
     everywhere, stages, stage = layout.everything, layout.mesh.slices, index(layout.over_slices)
     groups = jax.tree.map(lambda x: cut(jnp.asarray(x), stages, layout), slots)

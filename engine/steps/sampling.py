@@ -20,6 +20,8 @@ from engine.model.reductions import row_sum
 
 Logits = Float[Array, "slots vocab"]
 Row = Float[Array, " vocab"]
+Runs = Float[Array, "runs run"]
+"""A row in runs of `_RUN` tokens, padded with zeros."""
 Leaf = Any
 """An array of a state: on the host, on the device or, while a program is traced, neither."""
 
@@ -65,18 +67,23 @@ def choose(
 
 
 def _sample(logits: Row, rule: SamplingRules, position: Int[Array, ""]) -> Int[Array, ""]:
-    warm = logits / jnp.where(rule.temperature > 0, rule.temperature, 1.0)
+    warm = _in_runs(logits, -jnp.inf) / jnp.where(rule.temperature > 0, rule.temperature, 1.0)
     return _draw(_filter(jnp.exp(warm - warm.max()), rule), _uniform(rule.key, position))
 
 
-def _filter(weights: Row, rule: SamplingRules) -> Row:
+def _in_runs(row: Row, padding: float = 0.0) -> Runs:
+    """A row as it is passed over many times: one long row would fill an eighth of a TPU's registers."""
+    return jnp.pad(row, (0, -row.shape[0] % _RUN), constant_values=padding).reshape(-1, _RUN)
+
+
+def _filter(weights: Runs, rule: SamplingRules) -> Runs:
     """Zeroes what top-k, top-p and min-p drop. `weights` are probabilities times a constant, the largest being 1."""
 
-    def top_k(weights: Row) -> Row:
+    def top_k(weights: Runs) -> Runs:
         threshold = _largest(weights, lambda kept: jnp.sum(kept, dtype=jnp.int32) >= rule.top_k)
         return jnp.where(weights >= threshold, weights, 0.0)
 
-    def top_p(weights: Row) -> Row:
+    def top_p(weights: Runs) -> Runs:
         wanted = rule.top_p * _total(weights)
         threshold = _largest(weights, lambda kept: _total(jnp.where(kept, weights, 0.0)) >= wanted)
         return jnp.where(weights >= threshold, weights, 0.0)
@@ -86,15 +93,15 @@ def _filter(weights: Row, rule: SamplingRules) -> Row:
     return jnp.where(weights >= rule.min_p, weights, 0.0)
 
 
-def _total(weights: Row) -> Float[Array, ""]:
+def _total(weights: Runs) -> Float[Array, ""]:
     """The sum of a row, run on run and then along one run: two passes a compiler vectorises.
 
     Walked slot by slot, the shape is the vocabulary's alone, so the order of additions is too.
     """
-    return jnp.pad(weights, (0, -weights.shape[0] % _RUN)).reshape(-1, _RUN).sum(0).sum()
+    return weights.sum(0).sum()
 
 
-def _largest(weights: Row, enough: Callable[[Array], Array]) -> Float[Array, ""]:
+def _largest(weights: Runs, enough: Callable[[Array], Array]) -> Float[Array, ""]:
     """The largest threshold t >= 0 for which enough(weights >= t) holds.
 
     Non-negative float32 order as their bits do, so this is a bisection over 31 bits, set from the highest down."""
@@ -117,11 +124,10 @@ def _uniform(key: UInt32[Array, " words"], position: Int[Array, ""]) -> Float[Ar
     return jax.random.uniform(folded, (), jnp.float32)
 
 
-def _draw(weights: Row, uniform: Float[Array, ""]) -> Int[Array, ""]:
+def _draw(runs: Runs, uniform: Float[Array, ""]) -> Int[Array, ""]:
     """The token where the running sum of weights passes uniform * total.
 
     Sums run over 128 tokens at a time, so the rounding of a vocabulary-long running sum does not build up."""
-    runs = jnp.pad(weights, (0, -weights.shape[0] % _RUN)).reshape(-1, _RUN)
     up_to = jnp.cumsum(row_sum(runs))
     target = uniform * up_to[-1]
     run = _first(up_to > target, runs.max(-1) > 0)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from engine.collectives import all_gather
 from engine.mesh import MeshShape, make_mesh
-from engine.model.quantized import Quantized, dequantize, quantize
+from engine.model.quantized import Quantized, dequantize, quantize, quantize_heads
 
 RNG = np.random.default_rng(0)
 
@@ -48,6 +48,14 @@ def test_numpy_jax_and_a_compiled_program_give_the_same_numbers(dtype: Any) -> N
     for other in (quantize(jnp.asarray(w)), jax.jit(quantize)(w)):
         np.testing.assert_array_equal(other.values, ours.values)
         np.testing.assert_array_equal(other.scale, ours.scale)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_keys_and_values_quantised_together_are_those_quantised_alone(dtype: Any) -> None:
+    keys, values = (jnp.asarray(weights(5, 3, 64).astype(dtype)) for _ in range(2))
+    for alone, together in zip((keys, values), jax.jit(quantize_heads)(keys, values), strict=True):
+        for one, other in zip(jax.tree.leaves(quantize(alone)), jax.tree.leaves(together), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_ties_go_to_even_and_the_sign_does_not_matter() -> None:

@@ -75,6 +75,15 @@ def product_flops_of_decode(config: ModelConfig, layouts: Layouts, slots: int, c
     return _products(_equations(_traced(*_decode(config, layouts, slots, context, False))))
 
 
+def cut_in_a_step_of_decode(config: ModelConfig, layouts: Layouts, slots: int, context: int) -> list[tuple[int, ...]]:
+    """Shapes of the floating arrays of which a step of int8 decode takes this chip's part."""
+    equations = list(_equations(_traced(*_decode(config, layouts, slots, context, True))))
+    loops = [one.params["body_jaxpr"].jaxpr for one in equations if one.primitive.name == "while"]
+    steps = max(loops, key=lambda body: len(body.eqns))  # the others are inside of it
+    cut = [one.invars[0].aval for one in _equations(steps) if one.primitive.name == "dynamic_slice"]
+    return [array.shape for array in cut if jnp.issubdtype(array.dtype, jnp.floating)]
+
+
 def _decode(config: ModelConfig, layouts: Layouts, slots: int, context: int, int8: bool) -> tuple[Any, ...]:
     programs = _programs(config, layouts, slots, context, int8)
     options, parts = programs.options, programs.options.parts

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from engine.steps.sampling import SamplingRules, _draw, _filter, choose
+from engine.steps.sampling import SamplingRules, _draw, _filter, _in_runs, choose
 
 VOCAB = 300
 
@@ -43,7 +43,9 @@ def reference_filter(probabilities: np.ndarray, top_k: int, top_p: float, min_p:
 def test_filters_keep_what_sorting_keeps(top_k: int, top_p: float, min_p: float) -> None:
     logits = np.random.default_rng(0).standard_normal((8, VOCAB)) * np.linspace(0.3, 5, 8)[:, None]
     weights = np.exp(logits - logits.max(-1, keepdims=True)).astype(np.float32)
-    out = np.asarray(jax.jit(jax.vmap(_filter))(weights, rules(8, top_k=top_k, top_p=top_p, min_p=min_p)))
+    in_runs = jax.vmap(_in_runs)(weights)
+    out = np.asarray(jax.jit(jax.vmap(_filter))(in_runs, rules(8, top_k=top_k, top_p=top_p, min_p=min_p)))
+    out = out.reshape(8, -1)[:, :VOCAB]
     for row in range(8):
         expected = reference_filter(weights[row].astype(np.float64), top_k, top_p, min_p)
         differs = np.flatnonzero((out[row] > 0) != expected)
@@ -54,7 +56,7 @@ def test_filters_keep_what_sorting_keeps(top_k: int, top_p: float, min_p: float)
 
 def test_ties_at_the_threshold_stay() -> None:
     weights = np.array([[1.0, 0.5, 0.5, 0.5, 0.25] + [0.0] * 3] * 8, np.float32)
-    kept = np.asarray(jax.vmap(_filter)(weights, rules(8, top_k=2)))[0] > 0
+    kept = np.asarray(jax.vmap(_filter)(jax.vmap(_in_runs)(weights), rules(8, top_k=2)))[0, 0, :8] > 0
     assert kept.tolist() == [True, True, True, True, False, False, False, False]
 
 
@@ -66,7 +68,7 @@ def test_draws_follow_the_distribution() -> None:
     probabilities /= probabilities.sum()
     draws = 40_000
     weights = np.tile(probabilities.astype(np.float32) / probabilities.max(), (draws, 1)).astype(np.float32)
-    tokens = np.asarray(jax.jit(jax.vmap(_draw))(weights, rng.random(draws, np.float32)))
+    tokens = np.asarray(jax.jit(jax.vmap(_draw))(jax.vmap(_in_runs)(weights), rng.random(draws, np.float32)))
     seen = np.bincount(tokens, minlength=VOCAB)
     assert (seen[probabilities == 0] == 0).all()
     likely = probabilities * draws > 5
@@ -80,7 +82,9 @@ def test_a_draw_never_lands_on_an_impossible_token(uniform: float) -> None:
     rng = np.random.default_rng(2)
     weights = rng.random((64, 1000), np.float32) * (rng.random((64, 1000)) < 0.01)
     weights[:, 500] = 1e-9
-    tokens = np.asarray(jax.vmap(_draw)(weights.astype(np.float32), np.full(64, uniform, np.float32)))
+    tokens = np.asarray(
+        jax.vmap(_draw)(jax.vmap(_in_runs)(weights.astype(np.float32)), np.full(64, uniform, np.float32))
+    )
     assert (weights[np.arange(64), tokens] > 0).all()
 
 
