@@ -73,7 +73,7 @@ class Question:
     @property
     def mesh_shape(self) -> MeshShape:
         mesh = self.mesh or self.topology.mesh
-        return mesh if mesh.slices > 1 else replace(mesh, slices=self.topology.slices)
+        return mesh if mesh.slices > 1 else replace(mesh, slices=self.topology.count)
 
     @property
     def layouts(self) -> Layouts:

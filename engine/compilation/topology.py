@@ -56,9 +56,7 @@ FACTS: Mapping[str, CompilerFacts] = {
 
 @dataclass(frozen=True)
 class Topology(Slice):
-    """Slices of chips, each `shape` large."""
-
-    slices: int = 1
+    """Slices of chips that there is a compiler for."""
 
     @classmethod
     def parse(cls, text: str) -> Topology:
@@ -76,22 +74,14 @@ class Topology(Slice):
             chip = None
         if chip is None or chip.name not in FACTS:
             raise NoFeasiblePlan(f"there is no TPU compiler for {name!r}; there is for {', '.join(FACTS)}")
-        one, slices = Slice.parse(found["slice"]), int(found["slices"] or 1)
-        if slices < 1:
+        one, count = Slice.parse(found["slice"]), int(found["slices"] or 1)
+        if count < 1:
             raise NoFeasiblePlan(f"{text} does not exist: there must be at least 1 slice")
-        return cls(one.chip, one.shape, slices)
-
-    def __str__(self) -> str:
-        return super().__str__() if self.slices == 1 else f"{self.slices}*{super().__str__()}"
+        return cls(one.chip, one.shape, count)
 
     @property
     def facts(self) -> CompilerFacts:
         return FACTS[self.chip.name]
-
-    @property
-    def chips(self) -> int:
-        """Of all slices."""
-        return self.slices * math.prod(self.shape)
 
     @property
     def limit_bytes(self) -> int:
@@ -112,7 +102,7 @@ class Topology(Slice):
             "platform": "tpu",
             "topology_name": f"{self.chip.name}:{'x'.join(map(str, self.shape))}",
             "chips_per_host_bounds": tuple(math.gcd(size, most) for size, most in zip(sizes, host, strict=True)),
-            "num_slices": self.slices,
+            "num_slices": self.count,
             "wrap": self.wraps,
         }
         if self.facts.config:

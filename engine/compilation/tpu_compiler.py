@@ -131,17 +131,17 @@ def compile_programs(
 
 def mesh_axes(topology: Topology, mesh: MeshShape) -> tuple[tuple[str, int], ...]:
     """The mesh over all devices, major first: several slices are an axis of their own."""
-    devices = topology.mesh.chips
-    if mesh.slices not in (1, topology.slices):
-        raise NoFeasiblePlan(f"a mesh of {mesh} is {mesh.slices} slices, and {topology} is {topology.slices}")
+    of_slice = replace(topology.mesh, slices=1)
+    if mesh.slices not in (1, topology.count):
+        raise NoFeasiblePlan(f"a mesh of {mesh} is {mesh.slices} slices, and {topology} is {topology.count}")
     mesh = replace(mesh, slices=1)
-    if mesh.chips != devices:
+    if mesh.chips != of_slice.chips:
         per_chip = f" ({topology.chip.devices} a chip)" if topology.chip.devices > 1 else ""
         raise NoFeasiblePlan(
-            f"a mesh of {mesh} is {mesh.chips} devices, and a slice of {topology} has {devices}{per_chip}; "
-            f"use {topology.mesh}, or another product of {devices}"
+            f"a mesh of {mesh} is {mesh.chips} devices, and a slice of {topology} has "
+            f"{of_slice.chips}{per_chip}; use {of_slice}, or another product of {of_slice.chips}"
         )
-    slices = (("slice", topology.slices),) if topology.slices > 1 else ()
+    slices = (("slice", topology.count),) if topology.count > 1 else ()
     return (*slices, ("x", mesh.x), ("y", mesh.y), ("z", mesh.z))
 
 

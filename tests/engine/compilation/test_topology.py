@@ -41,7 +41,7 @@ def test_what_the_compiler_is_told(
 
 def test_slices() -> None:
     topology = Topology.parse("3*v4:2x2x1")
-    assert (topology.slices, topology.chips, topology.mesh.chips) == (3, 12, 4)
+    assert (topology.count, topology.chips, topology.mesh.chips) == (3, 12, 12)
     assert str(topology) == "3*v4:2x2x1"
     assert topology.description()["num_slices"] == 3
     assert topology.description()["topology_name"] == "v4:2x2x1"
