@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path as LocalPath
 from typing import Any
 
@@ -51,8 +51,23 @@ def directory_of(path: str) -> str:
 
 def store(job: Job, output: str) -> None:
     """Leaves the job in its output, overrides and all, as a job file that goes on where a run stops."""
-    text = json.dumps(job.model_dump(mode="json", exclude_unset=True, exclude_none=True), indent=2, ensure_ascii=False)
+    text = json.dumps(_said(job), indent=2, ensure_ascii=False)
     publish_over(join(output, STORED_NAME), f"{text}\n".encode())
+
+
+def with_engine(job: Job, values: Mapping[str, Any], source: str) -> Job:
+    """The job as though its engine section said these fields; JobError, naming `source`, where it may not."""
+    said = _said(job)
+    said["engine"] = said.get("engine", {}) | dict(values)
+    try:
+        return Job.model_validate_json(json.dumps(said))
+    except ValidationError as error:
+        raise JobError("; ".join(explain(error, said, {(): source}))) from error
+
+
+def _said(job: Job) -> dict[str, Any]:
+    """The job as JSON, without what it leaves to defaults."""
+    return job.model_dump(mode="json", exclude_unset=True, exclude_none=True)
 
 
 def with_absolute_paths(job: Job, base: str) -> Job:

@@ -7,20 +7,24 @@ found later would cost the user the output path as well. A finished job needs ne
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.compilation.preflight import CheckpointFacts, preflight
+from jobs.comparison import Comparison
+from jobs.foreseen import foreseen_lines
 from jobs.job_file import store
 from jobs.runners import refuse_elsewhere
+from jobs.settle import NOTHING_SAID, Planning, Settled, kept, learn, settle
 from jobs.spec import Job
-from jobs.wording import duration, failed_words, rate_words, token_words
+from jobs.wording import count_words, duration, failed_words, rate_words, token_words
 from pipeline import cancellation, storage
-from pipeline.errors import EmptyInput, JobError, PromptError
+from pipeline.errors import EmptyInput, JobError, PlanMismatch, PromptError
 from pipeline.generation import Generate
 from pipeline.manifest import Manifest, summarise
 from pipeline.records import default_record_id
@@ -28,8 +32,9 @@ from pipeline.scoring import Score
 from pipeline.sources import Row, Source, open_source, read_rows
 from pipeline.sources.base import WorkItem
 from pipeline.tokenizer import Tokenizer
-from pipeline.workplan import Asked, plan_job
+from pipeline.workplan import Asked, plan_job, read_plan
 from schemas.manifest import PLAN_NAME, SUCCESS_NAME, Plan, Summary
+from schemas.prediction import Prediction
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,12 +54,21 @@ class Parts:
     tokenizer: Tokenizer
     task: Generate | Score
     """Makes requests of rows; constructing it has compiled every template."""
+    found: list[WorkItem] = dataclasses.field(default_factory=list, repr=False, compare=False)
+    """The shards, once they have been looked for."""
 
     @property
     def max_length(self) -> int:
         """Tokens of a prompt and its completion; memory may allow less."""
         asked = self.job.engine.max_length
         return self.model.context_tokens if asked == "auto" else asked
+
+    @property
+    def work_items(self) -> list[WorkItem]:
+        """The shards; finding them reads the whole input, once."""
+        if not self.found:
+            self.found.extend(self.source.work_items(self.job.output.shard_rows))
+        return list(self.found)
 
     def first_rows(self, count: int) -> Iterator[tuple[str, Row]]:
         """The first rows of the input, read as the job will read them, each with its name."""
@@ -71,6 +85,7 @@ class Outcome:
     summary: Summary
     this_run: Summary
     seconds: float
+    prediction: Prediction | None = None
 
     @property
     def is_over_limit(self) -> bool:
@@ -87,6 +102,8 @@ def outcome_lines(outcome: Outcome) -> Iterator[tuple[str, str]]:
     if outcome.this_run.shards:
         rates = rate_words(outcome.this_run, outcome.seconds)
         yield "this run", f"{duration(outcome.seconds)}, loading and compiling included: {rates}"
+        if outcome.prediction:
+            yield from Comparison(outcome.prediction, outcome.this_run).lines()
     else:
         yield "this run", "nothing to do: every shard was there"
     yield "output", outcome.job.output.path
@@ -117,36 +134,72 @@ def run(
     flags: Sequence[str] = (),
     console: Console | None = None,
     *,
+    planning: Planning = NOTHING_SAID,
+    tell: Callable[[Iterable[tuple[str, str]]], None] = lambda lines: None,
     engine_factory: str | None = None,
     source: Source | None = None,
     may_be_empty: bool = False,
 ) -> Outcome:
     """Runs what is missing of a job and returns when it is finished.
 
-    `flags` go to Beam. Progress is shown on `console`, if there is one. `engine_factory` ("module:callable") stands in
-    for `Engine.load`, for tests and benchmarks. `source` stands in for the job's input: some of its files, or rows. A
-    job without rows is an error, unless it `may_be_empty`; then it is finished at once.
+    `flags` go to Beam. Progress is shown on `console`, if there is one, and `tell` gets labelled lines before the first
+    row is computed: what is foreseen. `engine_factory` ("module:callable") stands in for `Engine.load`, for tests and
+    benchmarks. `source` stands in for the job's input: some of its files, or rows. A job without rows is an error,
+    unless it `may_be_empty`; then it is finished at once.
     """
     started = time.monotonic()
     refuse_elsewhere(job.runner)
-    manifest, todo = prepare(job, source, may_be_empty)
+    settled, manifest = _begin(job, source, may_be_empty, planning, flags)
+    todo = manifest.todo()
     if todo:
-        store(job, job.output.path)
-        _compute(job, manifest, todo, flags, console, engine_factory)
-    return finish(job, manifest, todo, started)
+        store(planning.applied(job), job.output.path)
+        settled = kept(settled)
+        tell(foreseen_lines(settled, manifest.plan.rows_total, sum(item.rows for item in todo)))
+        _compute(settled.parts.job, manifest, todo, flags, console, engine_factory)
+    outcome = replace(finish(job, manifest, todo, started), prediction=settled.prediction)
+    if todo and settled.prediction:
+        learn(settled.prediction, outcome.this_run, outcome.seconds)
+    return outcome
 
 
 def prepare(job: Job, source: Source | None = None, may_be_empty: bool = False) -> tuple[Manifest, list[WorkItem]]:
-    """Checks all that can be checked, plans the output, and finds what is still to be computed there."""
-    parts = open_parts(job, source)
+    """Checks all that can be checked, plans the output, and finds what is still to be computed there, elsewhere."""
+    _, manifest = _begin(job, source, may_be_empty, NOTHING_SAID, (), chooses=False)
+    return manifest, manifest.todo()
+
+
+def _begin(
+    job: Job,
+    source: Source | None,
+    may_be_empty: bool,
+    planning: Planning,
+    flags: Sequence[str],
+    *,
+    chooses: bool = True,
+) -> tuple[Settled, Manifest]:
+    """Checks the job, settles in what shape it runs, and plans the output."""
+    parts = open_parts(planning.applied(job), source)
     output = job.output.path
-    if not storage.exists(storage.join(output, PLAN_NAME)):
+    is_new = not storage.exists(storage.join(output, PLAN_NAME))
+    if is_new:
         with contextlib.suppress(EmptyInput):  # which is for the plan to refuse, or not
             refuse_missing_columns(parts)
     if not storage.exists(storage.join(output, SUCCESS_NAME)):
         storage.check_writable(output)
-    manifest = Manifest(output, plan_job(output, parts.source, may_be_empty=may_be_empty, **asked(parts)))
-    return manifest, manifest.todo()
+    settled = settle(parts, planning, flags, chooses=chooses)
+    try:
+        plan = _plan(settled.parts, may_be_empty)
+    except PlanMismatch:
+        if not is_new:
+            raise
+        settled = settle(parts, planning, flags, chooses=chooses)  # another run has begun meanwhile, and chosen
+        plan = _plan(settled.parts, may_be_empty)
+    return settled, Manifest(output, plan)
+
+
+def _plan(parts: Parts, may_be_empty: bool) -> Plan:
+    output = parts.job.output.path
+    return plan_job(output, parts.source, parts.found, may_be_empty=may_be_empty, **asked(parts))
 
 
 def finish(job: Job, manifest: Manifest, todo: Sequence[WorkItem], started: float) -> Outcome:
@@ -155,6 +208,24 @@ def finish(job: Job, manifest: Manifest, todo: Sequence[WorkItem], started: floa
     computed = {item.shard for item in todo}
     this_run = summarise(manifest.plan, [entry for entry in manifest.entries() if entry.shard in computed])
     return Outcome(job, summary, this_run, time.monotonic() - started)
+
+
+def dry_run(job: Job, flags: Sequence[str] = (), planning: Planning = NOTHING_SAID) -> Iterator[tuple[str, str]]:
+    """What `run` would do and is expected to take; nothing is written."""
+    parts = open_parts(planning.applied(job))
+    output, rows = job.output.path, None
+    if storage.exists(storage.join(output, PLAN_NAME)):
+        manifest = Manifest(output, read_plan(output))
+        rows = sum(item.rows for item in manifest.missing())
+    else:
+        refuse_missing_columns(parts)
+    settled = settle(parts, planning, flags)
+    items = parts.work_items
+    total = sum(item.rows for item in items)
+    yield "job", f"{job.name} ({job.task}): {total:,} rows in {count_words(len(items), 'shard')}"
+    left = total if rows is None else rows
+    yield from foreseen_lines(settled, total, left)
+    yield "dry run", "nothing was written"
 
 
 def refuse_missing_columns(parts: Parts) -> None:

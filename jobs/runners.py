@@ -19,7 +19,7 @@ from pipeline.errors import JobError
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-OWN_FLAGS = ("--set", "--verbose")
+OWN_FLAGS = ("--set", "--plan", "--prices", "--dry-run", "--verbose")
 """Flags of `penstock run` itself; everything else is Beam's."""
 
 _ELSEWHERE = {"dataflow": "dataflow", "flink": "flink", "spark": "spark", "portable": "portable"}

@@ -229,18 +229,20 @@ class EngineOptions(Section):
     each matrix. Several slices, as S*XxYxZ, are a pipeline: each has a share of the layers. Results are equal within
     rounding on every mesh, and the same to the last bit on the same one."""
     prefill: PhaseLayout = PhaseLayout()
-    """How prompts are laid out over the mesh, and scoring. `auto`: weights stay, attention over heads."""
+    """How prompts are laid out over the mesh, and scoring. `auto`: what is fastest, where that can be predicted; else
+    weights stay, attention over heads."""
     decode: PhaseLayout = PhaseLayout()
-    """How generation is laid out over the mesh. `auto`: weights stay, attention over heads where every chip has
-    key and value heads of its own, else over the batch."""
+    """How generation is laid out over the mesh. `auto`: what is fastest, where that can be predicted; else weights
+    stay, attention over heads where every chip has key and value heads of its own, else over the batch."""
     slots: Literal["auto"] | Count = "auto"
-    """How many completions are decoded at the same time. Results do not depend on it."""
+    """How many completions are decoded at the same time. Results do not depend on it. `auto` is what is fastest on what
+    is here, where that can be predicted, and stays what it was first: see docs/planning.md."""
     max_length: Literal["auto"] | Annotated[int, Field(ge=2)] = "auto"
     """Longest prompt and completion together, in tokens; a longer prompt fails, a longer completion is cut.
     `auto` is what the model's context and the memory allow."""
     prefill_tokens: Literal["auto"] | Count = "auto"
-    """How many tokens of prompts go through at the same time, about. More suits gathered weights and takes more memory;
-    `penstock plan` says how many. Results do not depend on it."""
+    """How many tokens of prompts go through at the same time, about. More suits gathered weights and takes more memory.
+    Results do not depend on it. `auto` as of slots."""
     compile_cache: Annotated[Location, Field(examples=["auto", "off", "gs://bucket/programs"])] = "auto"
     """Where compiled programs are kept, so that the next run need not compile them: a directory, or a URL that all
     workers share. `auto` is the user's cache directory (or JAX_COMPILATION_CACHE_DIR), `off` is nowhere. They are

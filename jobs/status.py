@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.comparison import Comparison
 from jobs.job_file import STORED_NAME
 from jobs.submission.record import read_submission, where
 from jobs.wording import count_words, duration, failed_words, rate_words, token_words
 from pipeline import cancellation
 from pipeline.leases import holders
-from pipeline.manifest import Manifest, span_of, summarise
+from pipeline.manifest import Manifest, summarise
+from pipeline.prediction import known_prediction
 from pipeline.storage import exists, join
 from pipeline.workplan import read_plan
 from schemas.lease import Lease
 from schemas.manifest import SUCCESS_NAME, Plan, ShardEntry, Summary
+from schemas.prediction import Prediction
 from schemas.submission import Cancellation, Submission
 
 _WORKERS_SHOWN = 10
@@ -29,14 +32,18 @@ class Status:
     output: str
     plan: Plan
     done: Summary
-    busy_seconds: float
-    """Time in which at least one shard was being computed: pauses between runs do not count."""
     is_finished: bool
     open_shards: tuple[Lease, ...] = ()
     """Those that are not done and that somebody is computing, or was when it died."""
+    prediction: Prediction | None = None
     submission: Submission | None = None
     """Which runner the output was last submitted to, if any."""
     cancellation: Cancellation | None = None
+
+    @property
+    def busy_seconds(self) -> float:
+        """Time in which at least one shard was being computed: pauses between runs do not count."""
+        return self.done.busy_seconds
 
     @classmethod
     def of(cls, output: str, plan: Plan, entries: Sequence[ShardEntry], is_finished: bool) -> Status:
@@ -46,11 +53,11 @@ class Status:
             output=output,
             plan=plan,
             done=summarise(plan, entries),
-            busy_seconds=busy_seconds(entries),
             is_finished=is_finished,
             open_shards=leases,
             submission=read_submission(output),
             cancellation=cancellation.read(output),
+            prediction=known_prediction(output),
         )
 
     @property
@@ -70,16 +77,6 @@ def read_status(output: str) -> Status:
     plan = read_plan(output)
     entries = Manifest(output, plan).entries()
     return Status.of(output, plan, entries, exists(join(output, SUCCESS_NAME)))
-
-
-def busy_seconds(entries: Sequence[ShardEntry]) -> float:
-    """The length of the union of the times at which shards were being computed, as far as known; they overlap."""
-    spans = sorted((start.timestamp(), end.timestamp()) for start, end in filter(None, map(span_of, entries)))
-    total, busy_until = 0.0, float("-inf")
-    for start, end in spans:
-        total += max(0.0, end - max(start, busy_until))
-        busy_until = max(busy_until, end)
-    return total
 
 
 def status_json(status: Status) -> dict[str, Any]:
@@ -102,6 +99,7 @@ def status_json(status: Status) -> dict[str, Any]:
         },
         "busy_seconds": round(status.busy_seconds, 3),
         "seconds_left": None if status.is_finished or status.seconds_left is None else round(status.seconds_left, 1),
+        "predicted": status.prediction.in_brief() if status.prediction else None,
         "started_at": done.started_at,
         "last_shard_at": done.finished_at,
         "job_fingerprint": plan.job_fingerprint,
@@ -126,6 +124,8 @@ def status_lines(status: Status) -> list[tuple[str, str]]:
         lines.append(("stopped", f"cancelled by {stopped.cancelled_by} at {stopped.cancelled_at}"))
     if status.busy_seconds:
         lines.append(("rate", f"{rate_words(done, status.busy_seconds)} over {duration(status.busy_seconds)}"))
+    if status.prediction:
+        lines += Comparison(status.prediction, done).lines()
     if not status.is_finished:
         lines += _who_is_at_it(status)
         lines += _what_is_left(status)
@@ -148,7 +148,11 @@ def _who_is_at_it(status: Status) -> list[tuple[str, str]]:
 
 def _what_is_left(status: Status) -> list[tuple[str, str]]:
     shards, rows = len(status.plan.shards) - status.done.shards, status.plan.rows_total - status.records_done
-    time = f", about {duration(status.seconds_left)} at this rate" if shards and status.seconds_left else ""
+    time = ""
+    if shards and status.seconds_left:
+        time = f", about {duration(status.seconds_left)} at this rate"
+    elif shards and status.prediction:
+        time = f", about {duration(status.prediction.seconds)} as foreseen"
     left = (
         f"{count_words(shards, 'shard')}, {count_words(rows, 'row')}{time}" if shards else "to declare the job finished"
     )

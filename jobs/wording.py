@@ -40,6 +40,11 @@ def duration(seconds: float) -> str:
     return " ".join(f"{count} {unit}" for count, unit in units[first : first + 2] if count)
 
 
+def few_digits(number: float) -> str:
+    """Two places behind the point, or two digits of what is small."""
+    return f"{number:,.2f}" if number >= 0.1 or not number else f"{number:.2g}"
+
+
 def printable(text: str) -> str:
     """Text from data or a model, for a terminal that it must not steer: control characters are spelt out."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

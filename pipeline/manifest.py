@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -33,9 +33,11 @@ from schemas.manifest import (
     errors_name,
     part_name,
 )
+from schemas.prediction import Prediction
 
 from . import leases, storage
 from .errors import OutputError
+from .prediction import known_prediction
 from .records import json_line
 from .sources.base import WorkItem
 from .sources.parquet import UNREADABLE
@@ -73,6 +75,11 @@ class Manifest:
         done = self.done()
         return [item for item in work_items(self.plan) if item.shard not in done]
 
+    def missing(self) -> list[WorkItem]:
+        """The same, and nothing is written."""
+        done = self._finished()
+        return [item for item in work_items(self.plan) if item.shard not in done]
+
     def entries(self) -> list[ShardEntry]:
         """The entries of the finished shards that have one, in order; nothing is written."""
         shards = self._finished() & self._recorded()
@@ -91,7 +98,7 @@ class Manifest:
             _check(entry, self._facts, item.shard, storage.join(self.output, MANIFEST_NAME, entry_name(item.shard)))
             if entry.ok + entry.failed != item.rows:
                 raise OutputError(f"{entry.file} has {entry.ok + entry.failed} of {item.rows} records")
-        summary = summarise(self.plan, entries)
+        summary = summarise(self.plan, entries, known_prediction(self.output))
         if summary.ok + summary.failed != self.plan.rows_total:
             raise OutputError(f"{summary.ok + summary.failed} of {self.plan.rows_total} records are there")
         leases.clear(self.output)
@@ -179,11 +186,12 @@ def read_entry(url: str) -> ShardEntry:
         raise OutputError(f"{url} cannot be used: {e}; delete it, and it is made again") from e
 
 
-def summarise(plan: Plan, entries: Iterable[ShardEntry]) -> Summary:
+def summarise(plan: Plan, entries: Iterable[ShardEntry], prediction: Prediction | None = None) -> Summary:
     """The sum of entries: of all for a finished job, of those there are for one that runs."""
     entries = list(entries)
     reasons: Counter[str] = sum((Counter(entry.failed_reasons) for entry in entries), Counter())
     spans = [span for entry in entries if (span := span_of(entry))]
+    used = _share(entries, "prefill_tokens", "prefill_tokens_padded")
     return Summary(
         name=plan.name,
         task=plan.task,
@@ -200,7 +208,22 @@ def summarise(plan: Plan, entries: Iterable[ShardEntry]) -> Summary:
         started_at=min(start for start, _ in spans).isoformat(timespec="milliseconds") if spans else None,
         finished_at=max(end for _, end in spans).isoformat(timespec="milliseconds") if spans else None,
         shard_seconds=round(sum(entry.seconds or 0.0 for entry in entries), 3),
+        busy_seconds=round(busy_seconds(entries), 3),
+        compile_seconds=round(max((float(e.engine.get("compile_seconds", 0)) for e in entries), default=0.0), 3),
+        slots_busy_fraction=_share(entries, "slot_steps_busy", "slot_steps_total"),
+        padding_fraction=None if used is None else round(1 - used, 6),
+        predicted=prediction.in_brief() if prediction else {},
     )
+
+
+def busy_seconds(entries: Iterable[ShardEntry]) -> float:
+    """The length of the union of the times at which shards were being computed, as far as known; they overlap."""
+    spans = sorted((start.timestamp(), end.timestamp()) for start, end in filter(None, map(span_of, entries)))
+    total, busy_until = 0.0, float("-inf")
+    for start, end in spans:
+        total += max(0.0, end - max(start, busy_until))
+        busy_until = max(busy_until, end)
+    return total
 
 
 def span_of(entry: ShardEntry) -> tuple[datetime.datetime, datetime.datetime] | None:
@@ -209,6 +232,12 @@ def span_of(entry: ShardEntry) -> tuple[datetime.datetime, datetime.datetime] | 
         return None
     start = datetime.datetime.fromisoformat(entry.started_at)
     return start, start + datetime.timedelta(seconds=entry.seconds)
+
+
+def _share(entries: Sequence[ShardEntry], part: str, whole: str) -> float | None:
+    """Of two counts of the engine. Shards that are open at a time each count the same steps: only the ratio counts."""
+    total = sum(entry.engine.get(whole, 0) for entry in entries)
+    return round(sum(entry.engine.get(part, 0) for entry in entries) / total, 6) if total else None
 
 
 def _check(entry: ShardEntry, facts: PlanFacts, shard: int, url: str) -> None:

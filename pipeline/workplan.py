@@ -90,18 +90,25 @@ class PlanFacts:
         return _TABLES[self.task][1](self.kept)
 
 
-def plan_job(output: str, source: Source, *, may_be_empty: bool = False, **asked: Unpack[Asked]) -> Plan:
-    """The plan of the job at `output`: the stored one when it is what is asked, else a new one, then stored."""
+def plan_job(
+    output: str, source: Source, items: Sequence[WorkItem] = (), *, may_be_empty: bool = False, **asked: Unpack[Asked]
+) -> Plan:
+    """The plan of the job at `output`: the stored one when it is what is asked, else a new one, then stored.
+
+    `items`: the shards, if they are known; finding them reads the input.
+    """
     if not storage.exists(storage.join(output, PLAN_NAME)):
-        return commit_plan(output, make_plan(source, may_be_empty=may_be_empty, **asked))
+        return commit_plan(output, make_plan(source, items, may_be_empty=may_be_empty, **asked))
     stored = read_plan(output)
     return commit_plan(output, replace(stored, **_header(asked, identify(source)), columns=_named(stored, asked)))
 
 
-def make_plan(source: Source, *, may_be_empty: bool = False, **asked: Unpack[Asked]) -> Plan:
+def make_plan(
+    source: Source, items: Sequence[WorkItem] = (), *, may_be_empty: bool = False, **asked: Unpack[Asked]
+) -> Plan:
     """Read the input once and cut it into shards. No row is an error, or, where it may be empty, no shard."""
     header = _header(asked, identify(source))
-    items = _planned(source, asked["shard_rows"])
+    items = list(items) or _planned(source, asked["shard_rows"])
     if not items and not may_be_empty:
         raise EmptyInput(f"the input has no rows: {', '.join(file.url for file in header['inputs'][:8])}")
     assert [item.shard for item in items] == list(range(len(items)))

@@ -7,6 +7,7 @@
     _leases/00007.json            who is computing a shard just now: see lease.py
     _workers/*.json               who computed shards, on what: see worker.py
     _summary.json  _SUCCESS       when every shard is there
+    _prediction.json              what was foreseen, where anything was (schemas/prediction.py)
 
 Parquet readers skip names that start with `_`, so the directory as a whole reads as one table.
 """
@@ -24,7 +25,7 @@ from .documents import Document, DocumentError
 
 PLAN_VERSION = 1
 ENTRY_VERSION = 1
-SUMMARY_VERSION = 1
+SUMMARY_VERSION = 2
 
 PLAN_NAME = "_plan.json"
 MANIFEST_NAME = "_manifest"
@@ -125,6 +126,11 @@ class Summary(Document):
     started_at: str | None  # of the first shard, as far as it is known
     finished_at: str | None  # of the last shard
     shard_seconds: float  # summed over shards, which overlap in time
+    busy_seconds: float  # in which at least one shard was being computed
+    compile_seconds: float  # of these, at most: in one process, which compiles once
+    slots_busy_fraction: float | None  # over all decode steps
+    padding_fraction: float | None  # of the tokens that prefill and score programs computed
+    predicted: dict[str, Any]  # Prediction.in_brief; empty where nothing was
 
     @property
     def failed_fraction(self) -> float:

@@ -22,3 +22,7 @@ from hypothesis import settings
 
 settings.register_profile("penstock", deadline=None)  # a busy machine is no failure
 settings.load_profile("penstock")
+
+# What a user keeps (a machine's profile, how runs went, prices) must not bear on tests, nor tests on that.
+_kept = tempfile.TemporaryDirectory(prefix="penstock-test-user-", ignore_cleanup_errors=True)
+os.environ["XDG_CACHE_HOME"] = os.environ["XDG_CONFIG_HOME"] = _kept.name

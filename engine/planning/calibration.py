@@ -7,7 +7,7 @@ share of a rate that is reached, and that is an assumption: nothing of this proj
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from engine.layout import Layout
 
@@ -49,6 +49,19 @@ class Calibration:
     logit_seconds: float = 0.0
     error_fraction: float = 0.0
     """Relative, one standard deviation."""
+
+    def times(self, factor: float, error_fraction: float) -> Calibration:
+        """With every time so many times as long, and another error: as earlier runs have shown. Fractions of rates may
+        then be above 1."""
+        rates = ("matmul_fraction", "memory_fraction", "cache_fraction", "link_fraction")
+        spent = [field.name for field in fields(self) if field.name.endswith("_seconds")]
+        return replace(
+            self,
+            error_fraction=error_fraction,
+            **{name: getattr(self, name) / factor for name in rates},
+            **{name: getattr(self, name) * factor for name in spent},
+            vector_passes=self.vector_passes * factor,
+        )
 
 
 PAPER = Calibration(

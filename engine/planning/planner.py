@@ -100,7 +100,7 @@ class PhasePlan:
 
     @cached_property
     def cost(self) -> Cost:
-        return cost(self.program, wraps=self.wraps)
+        return cost(self.program, wraps=self.wraps, calibration=self.on.calibration)
 
     @cached_property
     def memory(self) -> Memory:

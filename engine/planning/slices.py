@@ -13,11 +13,12 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from engine.errors import NoFeasiblePlan
 from engine.mesh import MeshShape
+from engine.planning.calibration import Calibration
 from engine.planning.chips import Chip, named_chip
 
 Wraps = tuple[bool, bool, bool]
@@ -36,6 +37,8 @@ class Slice:
     chip: Chip
     shape: tuple[int, ...]
     count: int = 1
+    calibration: Calibration | None = field(default=None, kw_only=True)
+    """What is known of it beyond its chip's name: that it was measured, or how earlier runs went."""
 
     @classmethod
     def parse(cls, text: str) -> Slice:

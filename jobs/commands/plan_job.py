@@ -25,6 +25,7 @@ said is chosen; without --batch, many are tried.
 
 examples:
   penstock plan job.yaml --chips v5e,v6e --prices prices.yaml
+  penstock plan job.yaml --chips here --out plan.json && penstock run job.yaml --plan plan.json
   penstock plan job.yaml --chips v5p --deadline 6h --output-tokens ./earlier-run
   penstock plan --model llama-3.1-70b --chips v5e:4x4 --phase decode --batch 64 --context 2048 --weights int8
   penstock plan --model palm-540b --chips v4:4x4x4 --phase prefill --batch 512 --context 2048 --ffn wg-xyz --json
@@ -48,6 +49,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="how long completions are: a number, a CSV of tokens,count, or the output of an earlier run "
         "(default: sampling.max_tokens)",
     )
+    job.add_argument("--out", metavar="FILE", help="write the plan into a file, for penstock run JOB.yaml --plan FILE")
+    job.add_argument(
+        "--learn-from",
+        action="append",
+        default=[],
+        metavar="OUT",
+        help="correct times by how an earlier run went, besides those of this user; may be repeated",
+    )
     what = parser.add_argument_group("one phase of a model, without a job")
     what.add_argument("--model", metavar="CHECKPOINT|NAME", help="a directory, or a published model")
     what.add_argument("--phase", choices=("prefill", "decode", "score"), help="which program")
@@ -68,7 +77,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--draft-tokens", type=positive, metavar="N", help="guessed in a round (default: 4)")
     what.add_argument("--acceptance", type=share, metavar="SHARE", help="of the guesses, 0 to 1")
     choice = parser.add_argument_group("what to choose from, and how")
-    choice.add_argument("--chips", metavar="CHIPS", help="such as v5e:4x4 or v5e,v6e (default: all TPUs from v4 on)")
+    choice.add_argument(
+        "--chips",
+        metavar="CHIPS",
+        help="such as v5e:4x4 or v5e,v6e; here: what this machine has; cpu: its processor, once penstock profile has "
+        "measured it (default: all TPUs from v4 on)",
+    )
     choice.add_argument("--max-chips", type=positive, default=256, help="of a slice (default: 256)")
     choice.add_argument("--goal", choices=("cheapest", "fastest", "deadline"), help="(default: cheapest)")
     choice.add_argument(
@@ -76,7 +90,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     choice.add_argument("--deadline", metavar="TIME", help="with the goal deadline: 90min, 6h, 2d")
     choice.add_argument(
-        "--startup", type=seconds, default=300.0, metavar="SECONDS", help="of a worker, assumed (default: 300)"
+        "--startup", type=seconds, metavar="SECONDS", help="of a worker (default: as in earlier runs, or else 300)"
     )
     choice.add_argument("--prices", metavar="FILE", help="YAML or CSV with the price of a chip-hour")
     parser.add_argument("--compile", action="store_true", help="check the plan with the TPU compiler (penstock[tpu])")

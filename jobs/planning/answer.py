@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs.planning.prices import Prices, read_prices
+from jobs.planning.prices import Prices, prices_known
 from pipeline.errors import JobError
 
 _IN_A_JOB = {
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace, console: Console) -> bool:
     """Prints the plan that the command line asks for; False if there is none that fits."""
     if (options.job is None) == (options.model is None):
         raise JobError("name one: a job (penstock plan JOB.yaml) or a model (penstock plan --model NAME ...)")
-    prices = read_prices(options.prices) if options.prices else None
+    prices = prices_known(options.prices)
     answer, model, report = (_phase if options.job is None else _job)(options, prices)
     said = answer.to_json() if options.json else {}
     if answer.problem is not None:
@@ -65,19 +65,32 @@ def run(options: argparse.Namespace, console: Console) -> bool:
 def _job(options: argparse.Namespace, prices: Prices | None) -> tuple[Any, str, Callable[[Any], Any]]:
     """The answer, where its model is, and how it is shown."""
     from jobs.job_file import load
-    from jobs.planning.job_plan import JobAnswer, JobQuestion
+    from jobs.planning.history import read_history
+    from jobs.planning.job_plan import JobAnswer
+    from jobs.planning.job_question import JobQuestion
     from jobs.planning.job_report import rendered
+    from jobs.planning.learnt import of_output
+    from jobs.planning.plan_file import write_plan
+    from jobs.planning.prediction import plan_of
 
     if given := [flag for flag in _OF_A_PHASE if getattr(options, flag) is not None]:
         raise JobError(f"--{given[0].replace('_', '-')} is for --model: it is planned only, and no job can ask for it")
     if given := [flag for flag in _IN_A_JOB if getattr(options, flag) is not None]:
         raise JobError(f"--{given[0]} is for --model; a job says it itself: --set {_IN_A_JOB[given[0]]}")
     job = load(options.job, options.set)
-    return JobAnswer.to(JobQuestion.of(job, options, prices)), job.model.checkpoint, rendered
+    history = read_history().with_runs(of_output(output) for output in options.learn_from)
+    answer = JobAnswer.to(JobQuestion.of(job, options, prices, history))
+    if options.out and answer.problem is None:
+        write_plan(options.out, plan_of(answer))
+    return answer, job.model.checkpoint, rendered
 
 
 def _phase(options: argparse.Namespace, prices: Prices | None) -> tuple[Any, str, Callable[[Any], Any]]:
     from jobs.planning.phase_plan import PhaseAnswer, PhaseQuestion
     from jobs.planning.phase_report import rendered
+
+    for flag in ("out", "learn_from"):
+        if getattr(options, flag):
+            raise JobError(f"--{flag.replace('_', '-')} is for a whole job: penstock plan JOB.yaml")
 
     return PhaseAnswer.to(PhaseQuestion.of(options, prices)), options.model, rendered

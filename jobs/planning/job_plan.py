@@ -2,89 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from engine.compilation.model_named import read_model
 from engine.planning.frontier import frontier
 from engine.planning.job_planner import JobAsked, JobDoesNotFit, JobPlan, choose, job_plans
-from engine.planning.planner import PhasePlan, Pinned
-from engine.planning.program import Dtype
-from engine.planning.slices import Slice, named_slices
-from jobs.planning.job_sample import JobSample, sample
-from jobs.planning.phase_plan import ALL_CHIPS
+from engine.planning.planner import PhasePlan
+from engine.planning.slices import Slice
+from jobs.planning.job_question import JobQuestion
+from jobs.planning.places import CPU, place_words
 from jobs.planning.plot import Drawing, Point, roofline
-from jobs.planning.prices import Prices
-from jobs.spec import Job
-from pipeline.errors import JobError
-from pipeline.storage import open_input
+from jobs.wording import count_words, duration
+
+PROCESSOR_SLOTS = (64, 16, 32, 128, 256)
+PROCESSOR_PREFILL_TOKENS = (256, 512, 1024)
+"""That are tried where the engine runs on a processor; the first is what it takes if nobody says (options.py)."""
+_NEAR = 0.05
+"""What differs by less is not worth leaving what the engine takes by itself."""
 
 _WORTH_SHOWING = 0.02
-_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
-
-
-@dataclass(frozen=True)
-class JobQuestion:
-    """What the command line asks of a job."""
-
-    job: Job
-    sample: JobSample
-    asked: JobAsked
-    slices: Sequence[Slice]
-    goal: str
-    budget: float | None
-    deadline_seconds: float | None
-    prices: Prices | None
-
-    @classmethod
-    def of(cls, job: Job, options: argparse.Namespace, prices: Prices | None) -> JobQuestion:
-        goal, budget, deadline = _goal(options, prices)
-        slices = named_slices(options.chips or ALL_CHIPS, options.max_chips)
-        engine = job.engine
-        mesh = Pinned.named(engine.mesh, None, None).mesh if "mesh" in engine.model_fields_set else None
-        if mesh:
-            if mesh.slices > 1:  # a pipeline, over as many of each slice that is no pipeline itself
-                slices = [on if on.count > 1 else replace(on, count=mesh.slices) for on in slices]
-                slices = [on for on in slices if on.count == mesh.slices]
-            devices = [on for on in slices if mesh.chips == on.chips * on.chip.devices]
-            if not devices:
-                raise JobError(
-                    f"engine.mesh: {engine.mesh} is {mesh.chips} chips, and no slice in question has as many"
-                )
-            slices = devices
-        if prices and (missing := {on.chip.name for on in slices} - prices.chip_hour.keys()):
-            names = ", ".join(sorted(missing))
-            raise JobError(f"{prices.source} has no price of {names}; add it, or restrict --chips")
-        looked = sample(job, options.rows, options.output_tokens)
-        held = _dtype(job, looked)
-        asked = JobAsked(
-            read_model(job.model.checkpoint, open_input),
-            looked.workload,
-            "int8" if job.model.weights == "int8" else held,
-            "int8" if job.model.kv == "int8" else held,
-            mesh,
-            Pinned.named(None, *engine.prefill.names()),
-            Pinned.named(None, *engine.decode.names()),
-            None if engine.slots == "auto" else engine.slots,
-            None if engine.prefill_tokens == "auto" else engine.prefill_tokens,
-            options.max_chips,
-            options.startup,
-        )
-        return cls(job, looked, asked, slices, goal, budget, deadline, prices)
-
-    def price(self, plan: JobPlan) -> float | None:
-        """Of the whole job."""
-        return self.prices and self.prices.money(plan.on.chip.name, plan.chip_seconds)
-
-    def cost_of(self, plan: JobPlan) -> float:
-        """What is compared: money, or else chip-seconds."""
-        price = self.price(plan)
-        return plan.chip_seconds if price is None else price
 
 
 @dataclass(frozen=True)
@@ -99,7 +38,7 @@ class JobAnswer:
     @classmethod
     def to(cls, question: JobQuestion) -> JobAnswer:
         try:
-            plans = job_plans(question.asked, question.slices)
+            plans = _plans(question)
         except JobDoesNotFit as refused:
             return cls(question, refused.nearest, [], str(refused))
         chosen = choose(
@@ -109,7 +48,7 @@ class JobAnswer:
             budget=question.budget,
             deadline_seconds=question.deadline_seconds,
         )
-        return cls(question, chosen, plans)
+        return cls(question, _usual(chosen, plans), plans)
 
     @cached_property
     def frontier(self) -> list[JobPlan]:
@@ -169,7 +108,13 @@ class JobAnswer:
             yield f"{plan.on} is {math.ceil(hosts)} hosts, which engine.hosts names: see docs/multi-host.md"
         if plan.workers > 1:
             yield f"{plan.workers} workers are as many slices, each with a copy of the model and a share of the shards"
-        yield f"{plan.asked.startup_seconds:g} s to load and compile are assumed for every worker (--startup)"
+        yield f"{duration(plan.asked.startup_seconds)} to load and compile for every worker: {question.startup_from}"
+        corrected = question.corrections.get(plan.on.chip.name)
+        if corrected and corrected.runs:
+            runs = count_words(corrected.runs, "earlier run")
+            yield f"times are corrected by {corrected.factor:.2f} from {runs} of this model on {plan.on.chip.name}"
+        if question.history_note:
+            yield question.history_note
         yield f"times are predicted, not measured; the error is {plan.error_fraction:.0%} (one standard deviation)"
 
     @property
@@ -191,7 +136,7 @@ class JobAnswer:
                 plan.seconds / 60,
                 cost_of(plan) * scale,
                 plan.on.chip.name,
-                f"{plan.workers} x {plan.on}, {plan.layouts.mesh}, {plan.slots} slots",
+                f"{place_words(plan.on, plan.workers)}, {plan.layouts.mesh}, {plan.slots} slots",
                 plan is self.chosen,
             )
             for plan in self.plans
@@ -223,7 +168,7 @@ class JobAnswer:
         }
 
     def _facts(self, plan: JobPlan) -> dict[str, Any]:
-        low, high = plan.seconds_range
+        low, high = self.question.seconds_range(plan)
         price = self.question.price(plan)
         prefill = plan.prefill(plan.main_bucket)
         return {
@@ -261,42 +206,31 @@ class JobAnswer:
         }
 
 
-def _goal(options: argparse.Namespace, prices: Prices | None) -> tuple[str, float | None, float | None]:
-    """The goal, or what a budget or a deadline alone means; refused where they do not go together."""
-    budget = None if options.budget is None else _money(options.budget)
-    deadline = None if options.deadline is None else _seconds(options.deadline)
-    implied = "fastest" if budget is not None else "deadline" if deadline is not None else "cheapest"
-    goal = options.goal or implied
-    if budget is not None and goal != "fastest":
-        raise JobError(f"--budget goes with --goal fastest, not {goal}")
-    if deadline is not None and goal != "deadline":
-        raise JobError(f"--deadline goes with --goal deadline, not {goal}")
-    if goal == "deadline" and deadline is None:
-        raise JobError("--goal deadline needs --deadline, such as 90min, 6h or 2d")
-    if budget is not None and prices is None:
-        raise JobError("--budget needs to know what chips cost: --prices FILE")
-    return goal, budget, deadline
+def _plans(question: JobQuestion) -> list[JobPlan]:
+    processors = [on for on in question.slices if on.chip.name == CPU]
+    others = [on for on in question.slices if on.chip.name != CPU]
+    found = job_plans(question.asked, others) if others else []
+    return found + [plan for on in processors for plan in _processor_plans(question.asked, on)]
 
 
-def _money(text: str) -> float:
-    try:
-        money = float(text)
-    except ValueError:
-        money = math.nan
-    if not money > 0 or math.isinf(money):
-        raise JobError(f"--budget {text}: write a positive number, in the currency of the prices")
-    return money
+def _processor_plans(asked: JobAsked, on: Slice) -> list[JobPlan]:
+    """A plan for every number of slots, since more is not always faster there; the best again with other prefills."""
+
+    def plans(slots: int, tokens: int) -> list[JobPlan]:
+        return job_plans(replace(asked, slots=slots, prefill_tokens=tokens, most_chips=1), [on])
+
+    first, *other_tokens = (asked.prefill_tokens,) if asked.prefill_tokens else PROCESSOR_PREFILL_TOKENS
+    found = [plan for slots in ((asked.slots,) if asked.slots else PROCESSOR_SLOTS) for plan in plans(slots, first)]
+    best = min(found, key=lambda plan: plan.seconds).asked.slots
+    return found + [plan for tokens in other_tokens for plan in plans(best or PROCESSOR_SLOTS[0], tokens)]
 
 
-def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)", text)
-    if found is None or float(found[1]) <= 0:
-        raise JobError(f"--deadline {text}: write a time such as 90min, 6h or 2d")
-    return float(found[1]) * _UNITS[found[2]]
-
-
-def _dtype(job: Job, looked: JobSample) -> Dtype:
-    """What an accelerator would hold the weights in."""
-    if job.model.dtype != "auto":
-        return job.model.dtype
-    return "bfloat16" if looked.parts.model.dtype == "bfloat16" else "float32"
+def _usual(chosen: JobPlan, plans: Sequence[JobPlan]) -> JobPlan:
+    """What the engine takes by itself on a processor, where that is hardly slower."""
+    usual = (PROCESSOR_SLOTS[0], PROCESSOR_PREFILL_TOKENS[0])
+    near = (
+        plan
+        for plan in plans
+        if chosen.on.chip.name == CPU == plan.on.chip.name and (plan.asked.slots, plan.asked.prefill_tokens) == usual
+    )
+    return next((plan for plan in near if plan.seconds <= chosen.seconds * (1 + _NEAR)), chosen)

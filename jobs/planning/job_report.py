@@ -11,8 +11,9 @@ from rich.table import Table
 
 from engine.planning.job_planner import JobPlan
 from jobs.planning.job_plan import JobAnswer
+from jobs.planning.places import place_words
 from jobs.planning.words import memory_lines, share_words, time_words
-from jobs.wording import duration
+from jobs.wording import duration, few_digits
 
 
 def rendered(answer: JobAnswer) -> RenderableType:
@@ -38,13 +39,17 @@ def _lines(answer: JobAnswer) -> Iterator[tuple[str, str]]:
     )
     if plan.flow:
         yield "", f"{workload.completion_tokens:,.0f} of completions"
-    yield "plan", f"{_where(plan)}, mesh {plan.layouts.mesh}, weights {plan.asked.weights}, cache {plan.asked.kv}"
+    yield (
+        "plan",
+        f"{place_words(plan.on, plan.workers)}, mesh {plan.layouts.mesh}, "
+        f"weights {plan.asked.weights}, cache {plan.asked.kv}",
+    )
     prompt = "score" if plan.flow is None else "prefill"
     yield prompt, f"{_layout(plan.layouts.prefill)}, {plan.prefill_tokens:,} tokens at a time"
     if plan.flow:
         slots = f"{plan.slots:,} slots of {workload.max_length:,} tokens"
         yield "decode", f"{_layout(plan.layouts.decode)}, {slots}, {time_words(plan.decode.seconds)} a step"
-    low, high = plan.seconds_range
+    low, high = question.seconds_range(plan)
     yield "time", f"{duration(plan.seconds)}, between {duration(low)} and {duration(high)}"
     shares = {"starting": plan.asked.startup_seconds, prompt: plan.prefill_seconds, "decode": plan.decode_seconds}
     yield "", ", ".join(f"{name} {spent / plan.seconds:.0%}" for name, spent in shares.items() if spent)
@@ -63,10 +68,6 @@ def _section(answer: JobAnswer) -> list[str]:
     return ["engine:", *(f"  {line}" for line in section.splitlines())]
 
 
-def _where(plan: JobPlan) -> str:
-    return str(plan.on) if plan.workers == 1 else f"{plan.workers} x {plan.on}"
-
-
 def _layout(layout: Any) -> str:
     return f"{layout.ffn}, attention over {layout.attention}"
 
@@ -78,11 +79,14 @@ def _use(plan: JobPlan) -> str:
 
 def _cost(answer: JobAnswer, plan: JobPlan) -> str:
     price, prices = answer.question.price(plan), answer.question.prices
-    hours = f"{plan.chip_seconds / 3600:,.2f} chip-hours"
+    hours = f"{few_digits(plan.chip_seconds / 3600)} chip-hours"
     if price is None or prices is None:
         return hours
-    low, high = (price * seconds / plan.seconds for seconds in plan.seconds_range)
-    return f"{price:,.2f} {prices.currency}, between {low:,.2f} and {high:,.2f} (prices of {prices.date}); {hours}"
+    low, high = (price * seconds / plan.seconds for seconds in answer.question.seconds_range(plan))
+    return (
+        f"{few_digits(price)} {prices.currency}, between {few_digits(low)} and {few_digits(high)} "
+        f"(prices of {prices.date}); {hours}"
+    )
 
 
 def _table(answer: JobAnswer, plans: Sequence[JobPlan], title: str) -> Table:
@@ -94,12 +98,12 @@ def _table(answer: JobAnswer, plans: Sequence[JobPlan], title: str) -> Table:
         cost = question.cost_of(plan)
         seconds, dearer = plan.seconds / chosen.seconds, cost / question.cost_of(chosen)
         table.add_row(
-            _where(plan),
+            place_words(plan.on, plan.workers),
             f"{plan.layouts.prefill.ffn}, {plan.layouts.prefill.attention}",
             f"{plan.layouts.decode.ffn}, {plan.layouts.decode.attention}" if plan.flow else "",
             str(plan.slots) if plan.flow else "",
             duration(plan.seconds),
-            f"{cost if question.prices else cost / 3600:,.2f}",
+            few_digits(cost if question.prices else cost / 3600),
             "the plan" if plan == chosen else f"{seconds:.2f} x time, {dearer:.2f} x cost",
         )
     return table

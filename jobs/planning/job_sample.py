@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import random
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +18,7 @@ from engine.planning.batching import Workload
 from jobs.launch import Parts, open_parts, refuse_missing_columns
 from jobs.spec import Job
 from jobs.validate import look_at
+from jobs.wording import count_words
 from pipeline.errors import InputError, JobError, PromptError
 from pipeline.sources import Row, read_rows
 from pipeline.storage import exists, join, list_names, open_input, read_bytes
@@ -56,6 +59,21 @@ def sample(job: Job, rows: int, output_tokens: str | None = None) -> JobSample:
     """Reads rows from all over the input; no device is touched."""
     parts = open_parts(job)
     refuse_missing_columns(parts)
+    return sample_of(parts, rows, output_tokens)
+
+
+def sample_of(
+    parts: Parts,
+    rows: int,
+    output_tokens: str | None = None,
+    *,
+    earlier: tuple[float, int] | None = None,
+    most_seconds: float = math.inf,
+) -> JobSample:
+    """The same of a job that is open. `earlier`: how long completions were on the average, and of how many runs; it
+    counts unless `output_tokens` says otherwise. After `most_seconds` what was seen has to do.
+    """
+    job, until = parts.job, time.monotonic() + most_seconds
     total, chosen = _rows(parts, rows)
     lengths: list[tuple[int, ...]] = []
     failed = 0
@@ -64,6 +82,8 @@ def sample(job: Job, rows: int, output_tokens: str | None = None) -> JobSample:
             lengths.append(look_at(row, parts).sequence_lengths)
         except PromptError:
             failed += 1
+        if lengths and time.monotonic() > until:
+            break
     if not lengths:
         raise InputError(
             f"none of the {failed} rows looked at has a prompt, so there is nothing to plan; penstock validate says why"
@@ -73,7 +93,7 @@ def sample(job: Job, rows: int, output_tokens: str | None = None) -> JobSample:
     if job.task == "score":
         completions, source = (0,) * len(prompts), "nothing is generated"
     else:
-        completions, source = _completions(job, len(prompts), output_tokens)
+        completions, source = _completions(job, len(prompts), output_tokens, earlier)
     answered = max(1, round(total * len(lengths) / (len(lengths) + failed)))
     longest = _longest(job, parts, prompts, completions, is_whole=len(lengths) + failed >= total)
     workload = Workload(
@@ -92,10 +112,11 @@ def sample(job: Job, rows: int, output_tokens: str | None = None) -> JobSample:
 
 def _rows(parts: Parts, count: int) -> tuple[int, Iterator[Row]]:
     """How many rows there are, and some of them."""
-    items = list(parts.source.work_items(parts.job.output.shard_rows))
+    items = parts.work_items
     total = sum(item.rows for item in items)
     step = max(1, len(items) // max(_PIECES, -(-count // parts.job.output.shard_rows)))
     pieces = items[::step]
+    random.Random(0).shuffle(pieces)  # who stops early has seen all over the input too
 
     def chosen() -> Iterator[Row]:
         left = count
@@ -120,9 +141,16 @@ def _longest(job: Job, parts: Parts, prompts: Sequence[int], completions: Sequen
     return max(2, min(-(-most // PAGE_TOKENS) * PAGE_TOKENS, parts.max_length))
 
 
-def _completions(job: Job, count: int, source: str | None) -> tuple[tuple[int, ...], str]:
+def _completions(
+    job: Job, count: int, source: str | None, earlier: tuple[float, int] | None
+) -> tuple[tuple[int, ...], str]:
     """A length for each prompt, and where it comes from."""
     most = job.sampling.max_tokens
+    if source is None and earlier is not None:
+        mean, runs = earlier
+        mean = max(1.0, min(float(most), mean))
+        spread = tuple(math.floor((at + 1) * mean) - math.floor(at * mean) for at in range(count))
+        return spread, f"{mean:.1f} on the average, as in {count_words(runs, 'earlier run')} that asked the same"
     if source is None:
         return (most,) * count, f"sampling.max_tokens ({most}) for every one, which is the most there can be"
     if source.isdecimal():

@@ -14,8 +14,9 @@ from engine.compilation.model_named import read_model
 from engine.planning.frontier import frontier
 from engine.planning.planner import Asked, DoesNotFit, Found, PhasePlan, Pinned, search, sweep
 from engine.planning.program import DTYPE_NAMES, DTYPES, PLANNED_DTYPES
-from engine.planning.slices import Slice, named_slices
+from engine.planning.slices import Slice
 from engine.planning.speculation import Speculation
+from jobs.planning.places import named_places
 from jobs.planning.plot import Drawing, Point, roofline
 from jobs.planning.prices import Prices
 from pipeline.errors import JobError
@@ -51,7 +52,7 @@ class PhaseQuestion:
                 raise JobError(f"--{flag} is for a whole job: penstock plan JOB.yaml")
         config = read_model(options.model, open_input)
         pinned = Pinned.named(options.mesh, options.ffn, options.attention)
-        slices = named_slices(options.chips or ALL_CHIPS, options.max_chips)
+        slices = named_places(options.chips or ALL_CHIPS, options.max_chips, DTYPES.get(options.weights, "bfloat16"))
         if options.mesh and len(slices) > 1:
             raise JobError(f"--mesh {options.mesh} needs one slice: --chips such as v4:4x4x4")
         if pinned.mesh and pinned.mesh.slices > 1 and pinned.mesh.slices != slices[0].count:

@@ -13,8 +13,10 @@ import csv
 import datetime
 import io
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from engine.errors import NoFeasiblePlan
@@ -22,6 +24,9 @@ from engine.planning.chips import named_chip
 from jobs.document import LIMIT_BYTES, parse
 from pipeline.errors import JobError
 from pipeline.storage import read_bytes
+
+CPU = "cpu"
+"""A processor as it was measured, whole."""
 
 _CSV_COLUMNS = {"chip", "chip_hour", "date", "currency"}
 _YAML_KEYS = {"date", "currency", "chip_hour"}
@@ -41,6 +46,18 @@ class Prices:
         """None for a chip that is not in the table."""
         price = self.chip_hour.get(chip)
         return None if price is None else price * chip_seconds / 3600
+
+
+def prices_at() -> Path:
+    """Where a user may keep prices, so that they need not be named."""
+    config = os.environ.get("XDG_CONFIG_HOME")
+    return (Path(config) if config else Path.home() / ".config") / "penstock" / "prices.yaml"
+
+
+def prices_known(path: str | None) -> Prices | None:
+    """The table in a file, or else the user's own, if there is one."""
+    kept = prices_at()
+    return read_prices(path) if path else read_prices(str(kept)) if kept.exists() else None
 
 
 def read_prices(path: str) -> Prices:
@@ -85,6 +102,8 @@ def _of_csv(text: str, path: str) -> Prices:
 
 
 def _chip(name: str, path: str) -> str:
+    if name == CPU:
+        return CPU
     try:
         return named_chip(str(name)).name
     except NoFeasiblePlan as error:

@@ -33,6 +33,11 @@ def gib(count: float) -> str:
     return f"{count / 2**30:.2f} GiB"
 
 
+def size_words(count: float) -> str:
+    """In GiB, or what is small in MiB."""
+    return gib(count) if count >= 2**30 / 10 or not count else f"{count / 2**20:.1f} MiB"
+
+
 def share_words(shares: Mapping[str, float]) -> str:
     """The largest first; what does not matter is left out."""
     ordered = sorted(shares.items(), key=lambda pair: -pair[1])
@@ -53,8 +58,8 @@ def memory_lines(held: Mapping[str, float], limit: float) -> list[str]:
         upto = round(done / whole * BAR_WIDTH)
         bar += _LETTERS[name] * (upto - filled)
         filled = upto
-    legend = ", ".join(f"{_LETTERS[name]} {name} {gib(size)}" for name, size in sizes.items())
-    return [f"[{bar}] {gib(sum(held.values()))} of {gib(limit)}", legend]
+    legend = ", ".join(f"{_LETTERS[name]} {name} {size_words(size)}" for name, size in sizes.items())
+    return [f"[{bar}] {size_words(sum(held.values()))} of {gib(limit)}", legend]
 
 
 def why_slower(plan: PhasePlan, chosen: PhasePlan) -> str:

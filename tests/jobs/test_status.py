@@ -16,10 +16,11 @@ import pytest
 from jobs import cli
 from jobs.commands.exit_codes import DONE
 from jobs.job_file import STORED_NAME
-from jobs.status import busy_seconds, read_status, status_lines
+from jobs.status import read_status, status_lines
 from jobs.watch import watch
 from pipeline.errors import OutputError
 from pipeline.leases import Leases
+from pipeline.manifest import busy_seconds
 from pipeline.sink import write_shard
 from pipeline.workplan import PlanFacts
 from schemas.manifest import ShardEntry
@@ -68,7 +69,7 @@ def test_an_unfinished_job(tmp_path: Path) -> None:
     status = read_status(output)
     assert contents(tmp_path / "out") == before
     assert (status.records_done, status.done.failed, status.is_finished) == (20, 2, False)
-    lines = status_lines(dataclasses.replace(status, busy_seconds=10.0))
+    lines = status_lines(dataclasses.replace(status, done=dataclasses.replace(status.done, busy_seconds=10.0)))
     assert lines == [
         ("job", "example (generate), not finished"),
         ("output", output),

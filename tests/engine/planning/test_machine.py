@@ -9,11 +9,13 @@ import pytest
 
 from engine.errors import NoFeasiblePlan
 from engine.layout import Layouts
+from engine.planning.calibration import calibration_of
 from engine.planning.cost import cost
 from engine.planning.counts import counts
 from engine.planning.machine import Machine, Rates
 from engine.planning.named_models import named_model
 from engine.planning.program import Program
+from engine.planning.slices import Slice
 
 MACHINE = Machine(
     name="x",
@@ -71,3 +73,16 @@ def test_prefill_has_no_rows_that_step() -> None:
     done = counts(program)
     by_hand = done.flops / 2e11 + done.weight_bytes / 2e10 + done.vector_bytes / 8e9 + 1e-4 + config.layers * 1e-5
     assert cost(program, calibration=MACHINE.calibration("float32")).seconds == pytest.approx(by_hand, rel=1e-12)
+
+
+@pytest.mark.parametrize("chips", ["v4:2x2x4", "2*v5e:2x2", "h100:8", "machine"])
+def test_a_corrected_calibration_makes_every_time_as_many_times_as_long(chips: str) -> None:
+    config = named_model("llama-2-7b")
+    on = Slice(MACHINE.chip("int8"), (1,)) if chips == "machine" else Slice.parse(chips)
+    constants = MACHINE.calibration("int8") if chips == "machine" else calibration_of(on.chip.name)
+    for phase, tokens in (("prefill", 512), ("decode", 512)):
+        program = Program(config, on.chip, Layouts.asked(config.kv_heads, str(on.mesh)), phase, 16, tokens, "int8")
+        before, after = (cost(program, calibration=some) for some in (constants, constants.times(3.0, 0.5)))
+        assert after.seconds == pytest.approx(3 * before.seconds)
+        assert after.bound_by == pytest.approx(before.bound_by)
+        assert after.parts == {name: pytest.approx(3 * seconds) for name, seconds in before.parts.items()}

@@ -122,7 +122,7 @@ def test_a_job_that_scores(write_job, answer) -> None:
         (["--deadline", "1s"], "no plan is done within 1 s"),
         (["--output-tokens", "17"], "sampling.max_tokens is 16; give 1 to 16"),
         (["--output-tokens", "nowhere.csv"], "no number, no file, and no output of a run"),
-        (["--set", "engine.mesh=3x1"], "engine.mesh: 3x1 is 3 chips, and no slice in question has as many"),
+        (["--set", "engine.mesh=2x1"], "engine.mesh: 2x1 is 2 chips, and no slice in question has as many"),
         (["--set", "engine.decode.ffn=ws3d"], "engine.decode.ffn"),
         (["--set", "prompt.template=Q {{ nothing }}"], "no row has a column nothing"),
         (["--model", "llama-3.1-8b"], "name one: a job"),
