@@ -100,9 +100,8 @@ def append(
     def written(pools: list[Pool], update: Pool) -> list[Pool]:
         return [*pools[:layer], _both(write, pools[layer], update), *pools[layer + 1 :]]
 
-    if isinstance(cache.keys[layer], Quantized):
-        keys, values = quantize_heads(keys, values)
-    return PagedCache(written(cache.keys, keys), written(cache.values, values))
+    new = quantize_heads(keys, values) if isinstance(cache.keys[layer], Quantized) else (keys, values)
+    return PagedCache(written(cache.keys, new[0]), written(cache.values, new[1]))
 
 
 def insert(

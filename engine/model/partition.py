@@ -115,8 +115,9 @@ class Partition:
 
     def vector(self, values: Array | None) -> Array | None:
         """The part of a norm's scale or bias that stands beside this chip's part of the residual stream."""
-        is_cut = values is None or values.shape[0] != self.config.embed
-        return values if is_cut else shard(values, self.layout.used_embed)
+        if values is None or values.shape[0] != self.config.embed:  # there is none, or it is cut already
+            return values
+        return shard(values, self.layout.used_embed)
 
     def at_hand(self, params: Params) -> Params:
         """With norms and scales cut to this chip's parts, which are then not cut again: to be called outside of a loop.
