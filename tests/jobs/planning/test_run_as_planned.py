@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -239,9 +240,9 @@ def test_a_run_that_was_second_to_begin_takes_what_the_first_has_chosen(
     chosen = settle.settle
     first = (user / "out").rename(user / "first")
 
-    def late(parts: launch.Parts, *rest: object) -> settle.Settled:
+    def late(parts: launch.Parts, *rest: Any, **chooses: bool) -> settle.Settled:
         """Meanwhile the other run has begun, in a shape that would not be chosen now."""
-        found = chosen(parts, *rest)
+        found = chosen(parts, *rest, **chooses)
         if not (user / "out").exists() or not list((user / "out").iterdir()):
             other = replace(kept, engine=replace(kept.engine, slots=5))
             plan = json.loads((first / "_plan.json").read_bytes())
