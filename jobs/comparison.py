@@ -33,6 +33,12 @@ class Comparison:
         return self.prediction.work_seconds_of(self.done.prompt_tokens, self.done.completion_tokens)
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """`foreseen_seconds`, one standard deviation less and more."""
+        error = self.foreseen_seconds * self.prediction.error_fraction
+        return max(0.0, self.foreseen_seconds - error), self.foreseen_seconds + error
+
+    @property
     def seconds(self) -> float:
         """In which shards were being computed, less what went into compiling."""
         return max(0.0, self.done.busy_seconds - self.done.compile_seconds)
@@ -71,13 +77,13 @@ class Comparison:
         if self.ratio is None:
             return
         plan, done = self.prediction, self.done
-        low, high = (self.foreseen_seconds * (1 + sign * plan.error_fraction) for sign in (-1, 1))
+        low, high = self.interval
         inside = low <= self.seconds <= high
         verdict = "within the interval" if inside else f"{self.ratio:.2f} times as long"
         yield (
             "work",
             f"{duration(self.seconds)}; foreseen for these tokens {duration(self.foreseen_seconds)}, "
-            f"between {duration(max(0.0, low))} and {duration(high)}: {verdict}",
+            f"between {duration(low)} and {duration(high)}: {verdict}",
         )
         if not self.is_scoring and done.ok:
             per_row = plan.completion_tokens / max(1, plan.rows)

@@ -1,8 +1,9 @@
 """Every command that the README and docs/ show is run here, page by page, or says in its own words why it is not.
 
 A block of commands is fenced as ```console. Words after that say what it needs: `cloud` (an account, a cluster),
-`hosts` (several machines), `setup` (installs or builds), `daemon` (does not end), `tpu-compiler` (run where libtpu is
-installed, with two layers), `exit=1` (the code with which the last command ends). They show on no rendered page.
+`hosts` (several machines), `setup` (installs or builds), `daemon` (does not end), `worked-example` (a test of its own
+runs it and compares what is printed), `tpu-compiler` (run where libtpu is installed, with two layers), `exit=1` (the
+code with which the last command ends). They show on no rendered page.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from jobs import cli
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "jobs" / "examples" / "arithmetic"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NOT_RUN = {"cloud", "hosts", "setup", "daemon"}
+NOT_RUN = {"cloud", "hosts", "setup", "daemon", "worked-example"}
 ROWS = 24
 
 

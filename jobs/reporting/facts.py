@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.reporting import beside
 from jobs.reporting.outputs import Output
 from jobs.reporting.sampling import SAMPLED_ROWS, Example, Sample, failure_examples, take_sample
 from jobs.reporting.timeline import Timeline, timeline
+from jobs.reporting.workers import read_workers
 from jobs.status import Status
 from pipeline.manifest import Manifest
 from pipeline.storage import exists, join
@@ -24,8 +24,6 @@ class Facts:
     entries: Sequence[ShardEntry]
     sample: Sample
     examples: Mapping[str, Sequence[Example]]
-    prediction: Mapping[str, Any] | None = None
-    """The document `_prediction.json`, where the run left one."""
     workers: Sequence[Mapping[str, Any]] = ()
     """The documents in `_workers/`."""
 
@@ -66,6 +64,5 @@ def read_facts(output: Output, sampled_rows: int = SAMPLED_ROWS) -> Facts:
         entries=entries,
         sample=take_sample(output.url, entries, sampled_rows),
         examples=failure_examples(output.url, entries),
-        prediction=beside.read_prediction(output.url),
-        workers=beside.read_workers(output.url),
+        workers=read_workers(output.url),
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from jobs.reporting.beside import number
+from jobs.comparison import Comparison
 from jobs.reporting.facts import Facts
 from jobs.reporting.figures import exact, percent, whole
+from jobs.reporting.workers import number
 from jobs.wording import duration
 
 NEAR = 0.25
@@ -28,9 +29,9 @@ class Foreseen:
 
 
 def foreseen_against_fact(facts: Facts) -> Iterator[Foreseen]:
-    """A row for each figure that both sides have; nothing without a prediction."""
-    plan, status, done = facts.prediction, facts.status, facts.status.done
-    if plan is None:
+    """A row for each figure that both sides have; nothing without a prediction, or before anything is done."""
+    plan, done = facts.status.prediction, facts.status.done
+    if plan is None or not done.ok:
         return
 
     def row(
@@ -39,31 +40,21 @@ def foreseen_against_fact(facts: Facts) -> Iterator[Foreseen]:
         if foreseen is not None and happened is not None:
             yield Foreseen(name, say(foreseen), say(happened), happened / foreseen if foreseen else None)
 
-    rows = max(1, status.records_done)
-    rows_foreseen = number(plan, "rows") or 0.0
-    seconds = number(plan, "seconds")
-    yield from row("time", seconds, status.busy_seconds or None, duration)
-    low, high = number(plan, "seconds_low"), number(plan, "seconds_high")
-    if seconds is not None and low is not None and high is not None:
-        inside = "inside" if low <= status.busy_seconds <= high else "outside"
+    compared = Comparison(plan, done)
+    low, high = compared.interval
+    if compared.ratio is not None:
+        yield from row("work, for these tokens", compared.foreseen_seconds, compared.seconds, duration)
+        inside = "inside" if low <= compared.seconds <= high else "outside"
         yield Foreseen("its interval", f"{duration(low)} to {duration(high)}", inside, None)
-    yield from row("rows", rows_foreseen or None, status.records_done, whole)
-    for name, key, count in (
-        ("tokens of a prompt", "prompt_tokens", done.prompt_tokens),
-        ("tokens generated a row", "completion_tokens", done.completion_tokens),
-    ):
-        tokens = number(plan, key)
-        if tokens and rows_foreseen:
-            yield from row(name, tokens / rows_foreseen, count / rows, exact)
-    busy = facts.share("slot_steps_busy", "slot_steps_total")
-    yield from row("slots busy", number(plan, "slots_busy_fraction"), busy, percent)
-    useful = facts.share("prefill_tokens", "prefill_tokens_padded")
-    yield from row(
-        "padding of prefill", number(plan, "padding_fraction"), None if useful is None else 1 - useful, percent
-    )
-    chips = number(plan, "chip_count")
-    hours = None if chips is None else chips * status.busy_seconds / 3600
-    yield from row("chip-hours", number(plan, "chip_hours"), hours, exact)
+    yield from row("rows", plan.rows, done.ok + done.failed, whole)
+    yield from row("tokens of a prompt", plan.prompt_tokens / plan.rows, done.prompt_tokens / done.ok, exact)
+    if not compared.is_scoring:
+        generated = plan.completion_tokens / plan.rows, done.completion_tokens / done.ok
+        yield from row("tokens generated a row", *generated, exact)
+    yield from row("slots busy", plan.slots_busy_fraction, done.slots_busy_fraction, percent)
+    yield from row("padding of prefill", plan.padding_fraction, done.padding_fraction, percent)
+    yield from row("MFU", plan.mfu, compared.mfu, percent)
+    yield from row("chip-hours", plan.chip_hours, compared.chip_hours, exact)
 
 
 _WORKER = {

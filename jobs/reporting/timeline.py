@@ -140,7 +140,7 @@ def _lanes(entries: Sequence[ShardEntry], starts: Sequence[float]) -> tuple[list
     free_at: dict[str, list[float]] = {}
     placed: list[tuple[str, int]] = []
     for entry, start in zip(entries, starts, strict=True):
-        worker = worker_of(entry)
+        worker = entry.worker or ""
         ends = free_at.setdefault(worker, [])
         lane = next((i for i, end in enumerate(ends) if end <= start + _LEAST_SECONDS), len(ends))
         ends[lane:] = [start + _seconds(entry), *ends[lane + 1 :]]
@@ -150,11 +150,6 @@ def _lanes(entries: Sequence[ShardEntry], starts: Sequence[float]) -> tuple[list
         first[worker] = len(names)
         names += [worker if lane == 0 else "" for lane in range(len(ends))]
     return [first[worker] + lane for worker, lane in placed], names
-
-
-def worker_of(entry: ShardEntry) -> str:
-    """Who computed a shard, where that is known."""
-    return ""
 
 
 def _spread(spans: Sequence[Span], amounts: np.ndarray, edges: np.ndarray) -> np.ndarray:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from jobs.reporting.beside import PREDICTION_NAME
 from jobs.reporting.facts import read_facts
 from jobs.reporting.foreseen import foreseen_against_fact
 from jobs.reporting.outputs import Output
 from jobs.reporting.report import write_report
+from schemas.prediction import PREDICTION_NAME
 from schemas.worker import WORKERS_NAME
 from tests.jobs.reporting.results import make_output
+from tests.jobs.test_comparison import PREDICTION
 
-PREDICTION = {
-    "version": 1, "rows": 50, "prompt_tokens": 500.0, "completion_tokens": 100.0, "seconds": 2.0, "seconds_low": 1.0,
-    "seconds_high": 3.0, "slots_busy_fraction": 0.9, "padding_fraction": 0.2, "chip_count": 4, "chip_hours": 0.01,
-}  # fmt: skip
+FORESEEN = replace(
+    PREDICTION, rows=50, prompt_tokens=500.0, completion_tokens=100.0, slots_busy_fraction=0.9, padding_fraction=0.2,
+    chip_hours=0.01,
+)  # fmt: skip
 
 
 def test_by_hand(tmp_path: Path) -> None:
     output = make_output(tmp_path / "out")
-    (tmp_path / "out" / PREDICTION_NAME).write_text(json.dumps(PREDICTION))
+    (tmp_path / "out" / PREDICTION_NAME).write_bytes(FORESEEN.to_json())
     rows = {row.name: row for row in foreseen_against_fact(read_facts(Output("out", output)))}
     assert (rows["rows"].foreseen, rows["rows"].happened, rows["rows"].ratio) == ("50", "25", 0.5)
     assert rows["rows"].is_off

@@ -31,7 +31,7 @@ KEY = "dt=2026-01-05/hour=00"
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", DOCS, re.DOTALL)
+    return re.findall(rf"```{language}[^\n]*\n(.*?)```", DOCS, re.DOTALL)
 
 
 def without_times(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Documents that a run may leave beside its results: `_prediction.json` (foreseen), `_workers/` (who computed).
+"""What workers leave beside the results of a job, in `_workers/`.
 
 They are for reading alone, so one that is absent, damaged or of another version is left out, and is no error.
 """
@@ -13,13 +13,8 @@ from pipeline.errors import PenstockError
 from pipeline.storage import join, list_names, read_bytes
 from schemas.worker import WORKERS_NAME
 
-PREDICTION_NAME = "_prediction.json"
 MOST_WORKERS = 50
 _LIMIT_BYTES = 2**20
-
-
-def read_prediction(output: str) -> Mapping[str, Any] | None:
-    return _document(join(output, PREDICTION_NAME))
 
 
 def read_workers(output: str) -> list[Mapping[str, Any]]:
