@@ -14,7 +14,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,10 @@ from engine.families.documents import open_local
 from engine.planning.machine import Machine
 from engine.weights.safetensors import read_header, read_pieces
 from jobs.job_file import load
+from jobs.planning.history import Earlier, read_history
+from jobs.planning.plan_file import read_plan_file
 from jobs.planning.prices import read_prices
+from jobs.scheduling.schedule_file import load as load_schedule
 from pipeline.chat import ChatPrompt
 from pipeline.errors import InputError, JobError, OutputError, PenstockError, PromptError
 from pipeline.manifest import Manifest
@@ -35,9 +38,12 @@ from pipeline.prompts import PromptTemplate
 from pipeline.sources import open_source, read_rows
 from pipeline.tokenizer import Tokenizer
 from pipeline.workplan import PlanFacts, read_plan, work_items
-from schemas.documents import DocumentError
+from schemas.documents import Document, DocumentError
+from schemas.lease import Lease
 from schemas.manifest import Plan, ShardEntry, Summary
+from schemas.submission import Submission
 from tests.engine.planning.test_machine import MACHINE
+from tests.jobs.test_comparison import PREDICTION
 from tests.pipeline.example_output import plan_example, run_example
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +113,22 @@ def _prices(data: bytes) -> None:
         read_prices(str(path))
 
 
+def _schedule(data: bytes) -> None:
+    with _file(data, "schedule.yaml") as path:
+        (path.parent / "job.yaml").write_bytes(_job_to_schedule())
+        load_schedule(str(path))
+
+
+def _plan_file(data: bytes) -> None:
+    with _file(data, "plan.json") as path:
+        read_plan_file(str(path))
+
+
+def _history(data: bytes) -> None:
+    with _file(data, "history.jsonl") as path:
+        read_history(path)
+
+
 # Checkpoints.
 
 
@@ -151,7 +173,7 @@ def _input(suffix: str) -> Callable[[bytes], None]:
 # What lies in an output.
 
 
-def _document(kind: type[Plan] | type[ShardEntry] | type[Summary]) -> Callable[[bytes], None]:
+def _document(kind: type[Document]) -> Callable[[bytes], None]:
     def consume(data: bytes) -> None:
         document = kind.from_json(data)
         assert kind.from_json(document.to_json()) == document
@@ -192,6 +214,41 @@ def _output() -> dict[str, bytes]:
 
 def _outputs(*names: str) -> Callable[[], list[bytes]]:
     return lambda: [_output()[name] for name in names]
+
+
+def _job_to_schedule() -> bytes:
+    """Without an output of its own: a schedule says where results go."""
+    lines = (EXAMPLE / "generate.yaml").read_text().splitlines(keepends=True)
+    job = "".join(line for line in lines if not line.startswith(("output:", "input:")))
+    job += "input: {format: parquet, id: id}\noutput: {shard_rows: 100}\n"
+    return job.replace("checkpoint: checkpoint", f"checkpoint: {EXAMPLE / 'checkpoint'}").encode()
+
+
+def _schedules() -> list[bytes]:
+    return [
+        b"name: hourly\njob: job.yaml\ncron: '0 * * * *'\ntimezone: UTC\nstart: 2026-01-05\n"
+        b"input: in/dt={{ ds }}/hour={{ hour }}/*.parquet\noutput: out/dt={{ ds }}/hour={{ hour }}\n"
+        b"catch_up: 7d\ndelay: 30min\nconcurrency: 2\n",
+        b"name: daily\njob: job.yaml\ncron: '30 3 * * 1-5'\ntimezone: Europe/Berlin\nstart: 2026-01-05\n"
+        b"input: in/dt={{ ds }}/*.parquet\noutput: out/dt={{ ds }}\n",
+    ]
+
+
+def _lease() -> bytes:
+    lease = Lease(shard=3, run="r", worker="h:1", process="p", nonce="n", renewals=2, taken_at="2026-01-31T00:00:00")
+    return lease.to_json()
+
+
+def _earlier() -> bytes:
+    run = Earlier("m", "cpu", "j", foreseen_seconds=2.0, seconds=3.0, startup_seconds=1.0, completion_tokens=5.0)
+    return json.dumps(asdict(run)).encode() + b"\n"
+
+
+def _submission() -> bytes:
+    return Submission(
+        runner="dataflow", job_id="j", job_name="n", endpoint=None, project="p", region="r", options=("--a",),
+        submitted_at="2026-01-31T00:00:00", submitted_by="me", penstock="0.1.0", beam="2.77.0",
+    ).to_json()  # fmt: skip
 
 
 def _jsonl() -> list[bytes]:
@@ -277,5 +334,10 @@ TARGETS = {
     "entry": Target(_document(ShardEntry), (DocumentError,), _outputs("00000.json")),
     "summary": Target(_document(Summary), (DocumentError,), _outputs("_summary.json")),
     "part": Target(_part, (OutputError,), lambda: [*_outputs(_PART)(), *_parquet_seeds()]),
+    "schedule": Target(_schedule, (JobError,), _schedules),
+    "plan_file": Target(_plan_file, (JobError,), lambda: [PREDICTION.to_json()]),
+    "history": Target(_history, (), lambda: [b"{}\n[]\n", _earlier()]),
+    "lease": Target(_document(Lease), (DocumentError,), lambda: [_lease()]),
+    "submission": Target(_document(Submission), (DocumentError,), lambda: [_submission()]),
     "profile": Target(_profile, (EngineError,), lambda: [MACHINE.to_json().encode()]),
 }
