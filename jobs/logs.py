@@ -17,7 +17,7 @@ import json
 import logging
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TextIO
 
 FORMATS = ("text", "json")
@@ -44,10 +44,10 @@ def logging_to_stderr(form: str, *, verbose: bool) -> Iterator[None]:
     handler.setFormatter(_Json() if form == "json" else _Text())
     root = logging.getLogger()
     root.addHandler(handler)
-    root.setLevel(logging.INFO if verbose else logging.CRITICAL)
-    for room in _ROOMS:
-        logging.getLogger(room).setLevel(logging.INFO if verbose else logging.WARNING)
-    logging.getLogger(_SAID).setLevel(logging.INFO)
+    levels = {root: logging.INFO if verbose else logging.CRITICAL, logging.getLogger(_SAID): logging.INFO}
+    levels |= {logging.getLogger(room): logging.INFO if verbose else logging.WARNING for room in _ROOMS}
+    before = {logger: logger.level for logger in levels}
+    _set(levels)
     said = _Lines()
     try:
         with contextlib.redirect_stderr(said) if form == "json" else contextlib.nullcontext():
@@ -55,6 +55,12 @@ def logging_to_stderr(form: str, *, verbose: bool) -> Iterator[None]:
     finally:
         said.end()
         root.removeHandler(handler)
+        _set(before)
+
+
+def _set(levels: Mapping[logging.Logger, int]) -> None:
+    for logger, level in levels.items():
+        logger.setLevel(level)
 
 
 class _Text(logging.Formatter):

@@ -7,6 +7,7 @@ in `_prediction.json`. A resumed job has the same, whatever is known by then.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,8 @@ from schemas.prediction import PREDICTION_NAME, Prediction
 if TYPE_CHECKING:
     from jobs.launch import Parts
 
-_ELSEWHERE = ("--runner", "--direct_running_mode")
-"""Beam flags with which shards may be computed in other processes than this one."""
+_HERE = ("FnApiRunner", "BundleBasedDirectRunner")
+"""Beam's runners that compute in this process, unless told to use others (--direct_running_mode=multi_processing)."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,9 @@ def _chosen(parts: Parts, planning: Planning, flags: Sequence[str]) -> Settled:
 
 def _is_elsewhere(job: Job, flags: Sequence[str]) -> bool:
     """Whether this process is not, or not alone, what computes; then it must not take hold of devices."""
-    return job.engine.hosts is not None or any(flag.startswith(_ELSEWHERE) for flag in flags)
+    said = " ".join(flags)
+    runner = re.search(r"--runner[= ](\S+)", said)
+    return job.engine.hosts is not None or "multi_processing" in said or bool(runner and not runner[1].endswith(_HERE))
 
 
 def glance(parts: Parts) -> Iterator[tuple[str, str]]:

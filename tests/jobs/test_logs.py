@@ -99,3 +99,10 @@ def test_a_whole_run(write_job: Callable[..., str], capfd: pytest.CaptureFixture
     said = capfd.readouterr()
     assert "questions (generate), finished" in said.out
     assert all({"time", "level", "message", "run"} <= line.keys() for line in _objects(said.err))
+
+
+def test_levels_are_as_they_were_when_a_command_has_ended(tmp_path: Path) -> None:
+    loggers = [logging.getLogger(name) for name in (None, "engine", "pipeline", "jobs", "jobs.said")]
+    before = [logger.level for logger in loggers]
+    assert cli.main(["status", str(tmp_path)]) == REFUSED
+    assert [logger.level for logger in loggers] == before
