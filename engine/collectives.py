@@ -17,7 +17,7 @@ from engine.axes import MeshAxis, scattered_together
 
 Axes = tuple[MeshAxis, ...]
 
-_FEW_ROWS, _RUN = 8, 512
+FEW_ROWS, RUN = 8, 512
 
 
 def all_gather(x: Array, axes: Axes, dim: int = 0) -> Array:
@@ -56,8 +56,10 @@ def _scattered(x: Array, stages: tuple[Axes, ...], dim: int) -> Array:
         parts = lax.axis_size(some)
         size = x.shape[dim] // parts
         shape = (*x.shape[:dim], size, *x.shape[dim + 1 :])
-        if dim == 0 and size < _FEW_ROWS and x.size % (parts * _RUN) == 0:
-            pieces = x.reshape(parts, -1, _RUN)
+        runs = (RUN, 128) if x.size >= parts * FEW_ROWS * RUN else (128,)
+        run = next((run for run in runs if x.size % (parts * run) == 0), None)
+        if dim == 0 and size < FEW_ROWS and run:
+            pieces = x.reshape(parts, -1, run)
         elif dim == 0 and x.ndim > 2:  # the compiler might tile any of its dimensions, the first too
             pieces = x.reshape(parts, size, -1)
         else:

@@ -26,10 +26,15 @@ from engine.model.quantized import Quantized, parts
 from engine.model.reductions import row_sum
 
 _MASKED = -1e30  # finite: exp(_MASKED - _MASKED) must not be NaN
+_TINY = float(jnp.finfo(jnp.float32).tiny)
 
 
 class Partial(NamedTuple):
-    """Attention over the blocks seen so far: running maximum, normaliser, and weighted values, in float32."""
+    """Attention over the blocks seen so far: running maximum, normaliser, and weighted values, in float32.
+
+    The normaliser is never zero, so that nothing need be asked before dividing by it: over keys that a query may not
+    see it is tiny, and beside the 1 or more of keys that it sees that is nothing.
+    """
 
     maximum: Float[Array, "*batch kv_heads queries"]
     normaliser: Float[Array, "*batch kv_heads queries"]
@@ -59,7 +64,9 @@ class Logits(NamedTuple):
 def nothing(*shape: int) -> Partial:
     """Over no block yet; the shape is that of `weighted`."""
     *lead, _ = shape
-    return Partial(jnp.full(lead, _MASKED, jnp.float32), jnp.zeros(lead, jnp.float32), jnp.zeros(shape, jnp.float32))
+    return Partial(
+        jnp.full(lead, _MASKED, jnp.float32), jnp.full(lead, _TINY, jnp.float32), jnp.zeros(shape, jnp.float32)
+    )
 
 
 def add_block(
@@ -75,7 +82,7 @@ def add_block(
     if partial is not None:
         maximum = jnp.maximum(partial.maximum, maximum)
     weights = jnp.where(visible, jnp.exp(logits - maximum[..., None]), 0.0)
-    normaliser = row_sum(weights)
+    normaliser = row_sum(weights if partial else jnp.maximum(weights, _TINY))
     values, value_scale = parts(values)
     if value_scale is not None:
         weights = weights * value_scale[..., None, :]
@@ -91,7 +98,7 @@ def add_block(
 
 def finish(partial: Partial) -> Float[Array, "*batch kv_heads queries head_dim"]:
     """The attention's result, float32; zeros for a query that has seen nothing."""
-    return partial.weighted / jnp.maximum(partial.normaliser, jnp.finfo(jnp.float32).tiny)[..., None]
+    return partial.weighted / partial.normaliser[..., None]
 
 
 def merge_partials(partial: Partial, axes: Axes) -> Partial:

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array
 
 from engine import collectives
-from engine.collectives import Axes, all_gather, all_to_all
+from engine.collectives import FEW_ROWS, Axes, all_gather, all_to_all, shard
 from engine.model.params import Params
 from engine.model.partition import Partition, sharded
 
@@ -38,12 +38,30 @@ def keys_or_values(name: str, x: Array, used: Params, layer: Params, model: Part
     if layout.attention == "heads" and layout.kv_heads_whole(model.held.kv_heads):
         bias = sharded(bias, (layout.attention_heads, ()))
         return model.enter(x, used[name], bias, scatter_dim=_HEADS)
-    y = model.enter(x, used[name], sharded(bias, (by_head, by_dim)))
+    bias = sharded(bias, (by_head, by_dim))
     if layout.attention == "heads":
+        y = model.enter(x, used[name], bias)
         return all_gather(all_gather(y, by_dim, _HEAD_DIM), layout.used_embed, _TOKENS)
-    for axis in reversed(layout.used_ffn):
-        y = all_to_all(y, axis, split=_TOKENS, concat=_HEADS if axis in by_head else _HEAD_DIM)
-    return y
+
+    def sent(x: Array) -> Array:
+        y = model.enter(x, used[name], bias)
+        for axis in reversed(layout.used_ffn):
+            y = all_to_all(y, axis, split=_TOKENS, concat=_HEADS if axis in by_head else _HEAD_DIM)
+        return y
+
+    def everywhere(x: Array) -> Array:
+        y = model.summed(x, used[name], bias)
+        tokens, heads, head_dim = y.shape
+        y = y.reshape(tokens * heads, head_dim)  # so laid out, a token's rows can be taken out as they are
+        own = shard(lax.all_gather(y, layout.used_ffn), layout.everything, dim=1)
+        own = own.reshape(layout.mesh.size(by_head), layout.mesh.size(by_dim), -1, heads, head_dim)
+        return own.transpose(2, 0, 3, 1, 4).reshape(own.shape[2], len(own) * heads, own.shape[1] * head_dim)
+
+    few = bool(layout.used_embed) and x.shape[0] < FEW_ROWS * layout.mesh.size(layout.used_embed)
+    if not few or layout.gathered or not layout.used_ffn:
+        return sent(x)
+    # The sums of so few rows a TPU sends everywhere in any case; a chip takes its own where it goes on with them.
+    return lax.platform_dependent(x, cpu=sent, default=everywhere)
 
 
 def own_kv_heads(x: Array, model: Partition, dim: int) -> Array:

@@ -32,7 +32,7 @@ from engine.model.params import Params
 from engine.model.partition import Partition
 from engine.model.reductions import log_sum_exp
 from engine.steps.pipeline import cut, join, piece, place, with_piece
-from engine.steps.sampling import Leaf, SamplingRules, choose
+from engine.steps.sampling import Leaf, SamplingRules, choose, in_runs
 
 TOP_LOGPROBS = 20
 
@@ -144,8 +144,8 @@ def decode(
         step, group = place(finished, stages)
         slots, own, ends = piece((groups, owns, all_ends), group)
         generated, length = (shard(x, everywhere) for x in (slots.generated, slots.length))
-        allowed = ~ends | (generated + 1 > own.min_tokens)[:, None]
-        token = choose(raw, own.rules, length + 1, allowed, loop_over_slots)
+        allowed = ~ends | (generated + 1 > own.min_tokens)[:, None, None]
+        token = choose(in_runs(raw, -jnp.inf), own.rules, length + 1, allowed, loop_over_slots)
         normaliser = log_sum_exp(raw)
         logprob = jnp.take_along_axis(raw, token[:, None], axis=-1)[:, 0] - normaliser
 
@@ -270,13 +270,13 @@ def _logits(
     return out
 
 
-def _end_tokens(vocab: int, slots: Slots, eos_tokens: tuple[int, ...]) -> Bool[Array, "slots vocab"]:
+def _end_tokens(vocab: int, slots: Slots, eos_tokens: tuple[int, ...]) -> Bool[Array, "slots runs run"]:
     """Which tokens would end each slot's sample."""
-    ids = jnp.arange(vocab)
-    eos = jnp.isin(ids, jnp.array(eos_tokens, jnp.int32)) if eos_tokens else jnp.zeros(vocab, bool)
-    ends = eos[None, :] & ~slots.ignore_eos[:, None]
+    ids = in_runs(jnp.arange(vocab), 0)
+    eos = jnp.isin(ids, jnp.array(eos_tokens, jnp.int32)) if eos_tokens else jnp.zeros(ids.shape, bool)
+    ends = eos[None] & ~slots.ignore_eos[:, None, None]
     for column in range(slots.stop_tokens.shape[1]):
-        ends = ends | (ids[None, :] == slots.stop_tokens[:, column, None])
+        ends = ends | (ids[None] == slots.stop_tokens[:, column, None, None])
     return ends
 
 

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 from engine.model.reductions import row_sum
 
-Logits = Float[Array, "slots vocab"]
-Row = Float[Array, " vocab"]
 Runs = Float[Array, "runs run"]
-"""A row in runs of `_RUN` tokens, padded with zeros."""
+"""A row over the vocabulary in runs of `_RUN` tokens, padded."""
 Leaf = Any
 """An array of a state: on the host, on the device or, while a program is traced, neither."""
 
-_RUN = 128  # tokens summed at a time when drawing
+_RUN = 128  # tokens; so many are summed at a time when drawing
+_BITS = 30  # of a float32 from 0 to 2
 
 
 @jax.tree_util.register_dataclass
@@ -40,20 +40,27 @@ class SamplingRules:
     key: Leaf  # u32[slots, 5]: what the random key is folded from: seed (high, low), record (high, low), sample index
 
 
+def in_runs(rows: Shaped[Array, "*slots vocab"], padding: float | int) -> Shaped[Array, "*slots runs run"]:
+    """Rows as they are passed over many times: one long row would fill an eighth of a TPU's registers."""
+    *slots, vocab = rows.shape
+    padded = jnp.pad(rows, [(0, 0)] * len(slots) + [(0, -vocab % _RUN)], constant_values=padding)
+    return padded.reshape(*slots, -1, _RUN)
+
+
 def choose(
-    logits: Logits,
+    logits: Float[Array, "slots runs run"],
     rules: SamplingRules,
     positions: Int[Array, " slots"],
-    allowed: Bool[Array, "slots vocab"],
+    allowed: Bool[Array, "slots runs run"],
     loop_over_slots: bool,
 ) -> Int[Array, " slots"]:
-    """The next token of every slot; `positions` is where it will stand in its sequence.
+    """The next token of every slot; `positions` is where it will stand in its sequence. Padding is minus infinity.
 
     `loop_over_slots` samples slot by slot, each passing only the filters it asks for over a row that stays in the
     processor's cache: the better program on CPU. Without it all slots are sampled together.
     """
     logits = jnp.where(allowed, logits, -jnp.inf)
-    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    greedy = _likeliest(logits)
 
     def one(slot: tuple[Array, SamplingRules, Array, Array]) -> Array:
         row, rule, position, likeliest = slot
@@ -66,14 +73,16 @@ def choose(
     return lax.cond(jnp.any(rules.temperature > 0), sample, lambda: greedy)
 
 
-def _sample(logits: Row, rule: SamplingRules, position: Int[Array, ""]) -> Int[Array, ""]:
-    warm = _in_runs(logits, -jnp.inf) / jnp.where(rule.temperature > 0, rule.temperature, 1.0)
+def _likeliest(logits: Float[Array, "slots runs run"]) -> Int[Array, " slots"]:
+    """The first of the most likely tokens."""
+    run = jnp.argmax(logits.max(-1), axis=-1)
+    inside = jnp.take_along_axis(logits, run[:, None, None], axis=1)[:, 0]
+    return (run * _RUN + jnp.argmax(inside, axis=-1)).astype(jnp.int32)
+
+
+def _sample(logits: Runs, rule: SamplingRules, position: Int[Array, ""]) -> Int[Array, ""]:
+    warm = logits / jnp.where(rule.temperature > 0, rule.temperature, 1.0)
     return _draw(_filter(jnp.exp(warm - warm.max()), rule), _uniform(rule.key, position))
-
-
-def _in_runs(row: Row, padding: float = 0.0) -> Runs:
-    """A row as it is passed over many times: one long row would fill an eighth of a TPU's registers."""
-    return jnp.pad(row, (0, -row.shape[0] % _RUN), constant_values=padding).reshape(-1, _RUN)
 
 
 def _filter(weights: Runs, rule: SamplingRules) -> Runs:
@@ -102,18 +111,28 @@ def _total(weights: Runs) -> Float[Array, ""]:
 
 
 def _largest(weights: Runs, enough: Callable[[Array], Array]) -> Float[Array, ""]:
-    """The largest threshold t >= 0 for which enough(weights >= t) holds.
+    """The largest threshold 0 <= t < 2 for which enough(weights >= t) holds.
 
-    Non-negative float32 order as their bits do, so this is a bisection over 31 bits, set from the highest down."""
+    Non-negative float32 order as their bits do, so this is a search over 30 bits, set from the highest down: one at a
+    time on CPU, where comparisons are what costs, and three elsewhere, where passes are.
+    """
 
     def as_float(bits: UInt32[Array, ""]) -> Float[Array, ""]:
         return lax.bitcast_convert_type(bits, jnp.float32)
 
-    def set_bit(index: Int[Array, ""], bits: UInt32[Array, ""]) -> UInt32[Array, ""]:
-        tried = bits | (jnp.uint32(1) << (30 - index).astype(jnp.uint32))
-        return jnp.where(enough(weights >= as_float(tried)), tried, bits)
+    def search(weights: Runs, together: int) -> UInt32[Array, ""]:
+        def set_bits(index: Int[Array, ""], bits: UInt32[Array, ""]) -> UInt32[Array, ""]:
+            lowest = (_BITS - (index + 1) * together).astype(jnp.uint32)
+            tried = [bits | (jnp.uint32(value) << lowest) for value in range(1, 1 << together)]
+            for one in tried:  # who fails for one fails for all that are larger
+                bits = jnp.where(enough(weights >= as_float(one)), one, bits)
+            return bits
 
-    return as_float(lax.fori_loop(0, 31, set_bit, jnp.uint32(0)))
+        return lax.fori_loop(0, _BITS // together, set_bits, jnp.uint32(0))
+
+    return as_float(
+        lax.platform_dependent(weights, cpu=partial(search, together=1), default=partial(search, together=3))
+    )
 
 
 def _uniform(key: UInt32[Array, " words"], position: Int[Array, ""]) -> Float[Array, ""]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine.steps.sampling import SamplingRules, _draw, _filter, _in_runs, choose
+from engine.steps.sampling import SamplingRules, _draw, _filter, choose, in_runs
 
 VOCAB = 300
 
@@ -19,6 +22,12 @@ def rules(slots: int, *, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, keys=No
         min_p=np.full(slots, min_p, np.float32),
         key=np.zeros((slots, 5), np.uint32) if keys is None else keys,
     )
+
+
+@partial(jax.jit, static_argnums=4)
+def chosen(logits, rules: SamplingRules, positions, allowed, loop: bool) -> jax.Array:
+    """`choose` of whole rows."""
+    return choose(in_runs(logits, -np.inf), rules, positions, in_runs(allowed, False), loop)
 
 
 def reference_filter(probabilities: np.ndarray, top_k: int, top_p: float, min_p: float) -> np.ndarray:
@@ -43,8 +52,8 @@ def reference_filter(probabilities: np.ndarray, top_k: int, top_p: float, min_p:
 def test_filters_keep_what_sorting_keeps(top_k: int, top_p: float, min_p: float) -> None:
     logits = np.random.default_rng(0).standard_normal((8, VOCAB)) * np.linspace(0.3, 5, 8)[:, None]
     weights = np.exp(logits - logits.max(-1, keepdims=True)).astype(np.float32)
-    in_runs = jax.vmap(_in_runs)(weights)
-    out = np.asarray(jax.jit(jax.vmap(_filter))(in_runs, rules(8, top_k=top_k, top_p=top_p, min_p=min_p)))
+    runs = in_runs(jnp.asarray(weights), 0.0)
+    out = np.asarray(jax.jit(jax.vmap(_filter))(runs, rules(8, top_k=top_k, top_p=top_p, min_p=min_p)))
     out = out.reshape(8, -1)[:, :VOCAB]
     for row in range(8):
         expected = reference_filter(weights[row].astype(np.float64), top_k, top_p, min_p)
@@ -56,7 +65,7 @@ def test_filters_keep_what_sorting_keeps(top_k: int, top_p: float, min_p: float)
 
 def test_ties_at_the_threshold_stay() -> None:
     weights = np.array([[1.0, 0.5, 0.5, 0.5, 0.25] + [0.0] * 3] * 8, np.float32)
-    kept = np.asarray(jax.vmap(_filter)(jax.vmap(_in_runs)(weights), rules(8, top_k=2)))[0, 0, :8] > 0
+    kept = np.asarray(jax.vmap(_filter)(in_runs(jnp.asarray(weights), 0.0), rules(8, top_k=2)))[0, 0, :8] > 0
     assert kept.tolist() == [True, True, True, True, False, False, False, False]
 
 
@@ -68,7 +77,7 @@ def test_draws_follow_the_distribution() -> None:
     probabilities /= probabilities.sum()
     draws = 40_000
     weights = np.tile(probabilities.astype(np.float32) / probabilities.max(), (draws, 1)).astype(np.float32)
-    tokens = np.asarray(jax.jit(jax.vmap(_draw))(jax.vmap(_in_runs)(weights), rng.random(draws, np.float32)))
+    tokens = np.asarray(jax.jit(jax.vmap(_draw))(in_runs(jnp.asarray(weights), 0.0), rng.random(draws, np.float32)))
     seen = np.bincount(tokens, minlength=VOCAB)
     assert (seen[probabilities == 0] == 0).all()
     likely = probabilities * draws > 5
@@ -83,7 +92,7 @@ def test_a_draw_never_lands_on_an_impossible_token(uniform: float) -> None:
     weights = rng.random((64, 1000), np.float32) * (rng.random((64, 1000)) < 0.01)
     weights[:, 500] = 1e-9
     tokens = np.asarray(
-        jax.vmap(_draw)(jax.vmap(_in_runs)(weights.astype(np.float32)), np.full(64, uniform, np.float32))
+        jax.vmap(_draw)(in_runs(jnp.asarray(weights, np.float32), 0.0), np.full(64, uniform, np.float32))
     )
     assert (weights[np.arange(64), tokens] > 0).all()
 
@@ -94,7 +103,7 @@ def test_temperature_zero_takes_the_most_likely_allowed_token_and_the_first_of_e
     logits[:, [5, 9, 11]] = [3, 3, 4]
     allowed = np.ones((8, VOCAB), bool)
     allowed[1, 11] = False
-    tokens = np.asarray(jax.jit(choose, static_argnums=4)(logits, rules(8), np.zeros(8, np.int32), allowed, loop))
+    tokens = np.asarray(chosen(logits, rules(8), np.zeros(8, np.int32), allowed, loop))
     assert tokens[0] == 11
     assert tokens[1] == 5
 
@@ -105,17 +114,18 @@ def test_a_key_is_seed_record_sample_and_position_alone(loop: bool) -> None:
     allowed = np.ones((8, VOCAB), bool)
     keys = np.random.default_rng(4).integers(0, 2**32, (8, 5), dtype=np.uint32)
     positions = np.arange(8, dtype=np.int32)
-    run = jax.jit(choose, static_argnums=4)
-    tokens = np.asarray(run(logits, rules(8, temperature=1.0, keys=keys), positions, allowed, loop))
+    tokens = np.asarray(chosen(logits, rules(8, temperature=1.0, keys=keys), positions, allowed, loop))
     order = np.random.default_rng(5).permutation(8)
-    moved = np.asarray(run(logits, rules(8, temperature=1.0, keys=keys[order]), positions[order], allowed, loop))
+    moved = np.asarray(chosen(logits, rules(8, temperature=1.0, keys=keys[order]), positions[order], allowed, loop))
     np.testing.assert_array_equal(moved, tokens[order])
     for word in range(5):
         other = keys.copy()
         other[:, word] += np.uint32(1)
-        changed = np.asarray(run(logits, rules(8, temperature=1.0, keys=other), positions, allowed, loop))
+        changed = np.asarray(chosen(logits, rules(8, temperature=1.0, keys=other), positions, allowed, loop))
         assert (changed != tokens).any(), f"word {word} of the key has no influence"
-    assert (np.asarray(run(logits, rules(8, temperature=1.0, keys=keys), positions + 8, allowed, loop)) != tokens).any()
+    assert (
+        np.asarray(chosen(logits, rules(8, temperature=1.0, keys=keys), positions + 8, allowed, loop)) != tokens
+    ).any()
 
 
 @pytest.mark.parametrize("loop", [True, False])
@@ -132,12 +142,10 @@ def test_slots_with_different_rules_do_not_disturb_each_other(loop: bool) -> Non
         key=keys,
     )
     positions = np.arange(8, dtype=np.int32)
-    together = np.asarray(jax.jit(choose, static_argnums=4)(logits, mixed, positions, allowed, loop))
+    together = np.asarray(chosen(logits, mixed, positions, allowed, loop))
     for slot in range(8):
         same = jax.tree.map(lambda x, slot=slot: np.repeat(x[slot : slot + 1], 8, axis=0), mixed)
         alone = np.asarray(
-            jax.jit(choose, static_argnums=4)(
-                np.repeat(logits[slot : slot + 1], 8, axis=0), same, np.full(8, slot, np.int32), allowed, loop
-            )
+            chosen(np.repeat(logits[slot : slot + 1], 8, axis=0), same, np.full(8, slot, np.int32), allowed, loop)
         )
         assert (alone == together[slot]).all()
