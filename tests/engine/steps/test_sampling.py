@@ -92,7 +92,7 @@ def test_a_draw_never_lands_on_an_impossible_token(uniform: float) -> None:
     weights = rng.random((64, 1000), np.float32) * (rng.random((64, 1000)) < 0.01)
     weights[:, 500] = 1e-9
     tokens = np.asarray(
-        jax.vmap(_draw)(in_runs(jnp.asarray(weights, np.float32), 0.0), np.full(64, uniform, np.float32))
+        jax.vmap(_draw)(in_runs(jnp.asarray(weights, np.float32), 0.0), jnp.full(64, uniform, jnp.float32))
     )
     assert (weights[np.arange(64), tokens] > 0).all()
 
