@@ -161,6 +161,7 @@ class Answer:
             "copies": [copy.to_json() for copy in self.report.copies] if self.report else [],
             "estimates": ESTIMATES,
             "compute_seconds": times and times.compute,
+            "estimated_seconds": times and times.estimated,
             "collective_seconds": {
                 "raw": times and times.collectives,
                 "exposed": times and times.exposed,

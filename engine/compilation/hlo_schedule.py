@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from engine.compilation.hlo_collectives import Collective, collective_of
 from engine.compilation.hlo_loops import Loops
@@ -36,6 +37,8 @@ class Times:
     """All collectives, one after the other: raw."""
     exposed: float
     """What collectives add to `compute`."""
+    estimated: float
+    """The compiler's estimates of all operations, added up: as if memory were never waited for."""
     unestimated: int
     """Kernels whose computation the compiler has no estimate for; only their HBM traffic is counted."""
 
@@ -47,6 +50,8 @@ class _Clock:
     compute: float = 0.0
     hbm: float = 0.0
     links: float = 0.0
+    estimated: float = 0.0
+    """Of operations, added up; no clock."""
     ends: dict[str, float] = field(default_factory=dict)
 
     def wait(self, name: str) -> None:
@@ -98,23 +103,31 @@ class _Chip:
 def walk(loops: Loops, start: Computation, topology: Topology, links: Links, mesh: Sequence[tuple[str, int]]) -> Times:
     """One run of `start`. `mesh` is its axes' names and sizes, major first."""
     chip = _Chip(topology, links, mesh)
-    compute, _, _ = _run(loops, start, chip, free=True)
-    whole, raw, unestimated = _run(loops, start, chip, free=False)
-    return Times(compute, raw, whole - compute, unestimated)
+    compute = _run(loops, start, chip, free=True).seconds
+    run = _run(loops, start, chip, free=False)
+    return Times(compute, run.collectives, run.seconds - compute, run.estimated, run.unestimated)
 
 
-def _run(loops: Loops, computation: Computation, chip: _Chip, free: bool) -> tuple[float, float, int]:
-    """Seconds of one run of a computation, those of its collectives alone, and kernels without an estimate."""
+class _Ran(NamedTuple):
+    """One run of a computation; as `Times`, with `seconds` of everything."""
+
+    seconds: float
+    collectives: float
+    estimated: float
+    unestimated: int
+
+
+def _run(loops: Loops, computation: Computation, chip: _Chip, free: bool) -> _Ran:
     module, clock, raw, unestimated = loops.module, _Clock(), 0.0, 0
     for instruction in computation:
         inner = loops.inner(computation, instruction)
         if inner:
             runs = [(times, _run(loops, body, chip, free)) for body, times in inner]
-            longest = max(runs, key=lambda run: run[0] * run[1][0])  # of a branch the longest
-            times, (seconds, sent, kernels) = longest
-            clock.compute += times * seconds
-            raw += times * sent
-            unestimated += times * kernels
+            times, ran = max(runs, key=lambda run: run[0] * run[1].seconds)  # of a branch the longest
+            clock.compute += times * ran.seconds
+            clock.estimated += times * ran.estimated
+            raw += times * ran.collectives
+            unestimated += times * ran.unestimated
             continue
         one = collective_of(module, computation, instruction, chip.mesh)
         if one is not None:
@@ -125,7 +138,7 @@ def _run(loops: Loops, computation: Computation, chip: _Chip, free: bool) -> tup
             _finish(clock, computation, instruction)
         elif not is_free(instruction):
             unestimated += _compute(clock, module, computation, instruction, chip)
-    return max(clock.compute, clock.hbm, *clock.ends.values(), 0.0), raw, unestimated
+    return _Ran(max(clock.compute, clock.hbm, *clock.ends.values(), 0.0), raw, clock.estimated, unestimated)
 
 
 def _communicate(clock: _Clock, instruction: Instruction, one: Collective, seconds: float) -> None:
@@ -170,7 +183,9 @@ def _compute(clock: _Clock, module: Module, computation: Computation, instructio
         return 0
     seconds = moved / chip.topology.hbm_bytes_per_second
     clock.hbm = max(clock.hbm, clock.compute) + seconds
-    clock.compute += max((instruction.cycles or 0) / chip.topology.facts.clock_hz, seconds)
+    estimated = (instruction.cycles or 0) / chip.topology.facts.clock_hz
+    clock.estimated += estimated
+    clock.compute += max(estimated, seconds)
     return int(instruction.opcode == "custom-call" and instruction.cycles is None and moved > 0)
 
 

@@ -68,6 +68,7 @@ def _facts(answer: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     if answer["compute_seconds"] is not None:
         whole = answer["compute_seconds"] + sent["exposed"]
         yield answer["counted"], f"{_time(whole)}: computation {_time(answer['compute_seconds'])}"
+        yield "", f"(operations alone, as if memory were never waited for: {_time(answer['estimated_seconds'])})"
         yield "", f"+ exposed communication {_time(sent['exposed'])} (of {_time(sent['raw'])})"
     if answer["call_seconds"] is not None:
         yield "each call", f"{_time(answer['call_seconds'])} besides its steps"
