@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +23,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
-
-from jobs import cli
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "jobs" / "examples" / "arithmetic"
@@ -87,7 +88,8 @@ def test_a_block_says_what_it_needs_in_known_words(page: Path) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if any(block.is_run for block in blocks(page))], ids=lambda p: p.stem
 )
-def test_the_commands_of_a_page_do_what_it_says(page: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_of_a_page_do_what_it_says(page: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     for block in blocks(page):
         for i, command in enumerate(block.commands if block.is_run else ()):
             program, *arguments = shlex.split(command, comments=True)
@@ -95,12 +97,17 @@ def test_the_commands_of_a_page_do_what_it_says(page: Path, capfd: pytest.Captur
             output = redirected(arguments)
             if "tpu-compiler" in block.needs:
                 arguments += ["--layers", "2"]
-            code = cli.main(arguments)
-            said = capfd.readouterr()
+            said = subprocess.run(
+                [sys.executable, "-m", "jobs.cli", *arguments],
+                capture_output=True,
+                text=True,
+                env=environment,
+                check=False,
+            )
             expected = block.exit_code if i == len(block.commands) - 1 else 0
-            assert code == expected, f"{page.name}: {command}\n{said.out}{said.err}"
+            assert said.returncode == expected, f"{page.name}: {command}\n{said.stdout}{said.stderr}"
             if output is not None:
-                Path(output).write_text(said.out)
+                Path(output).write_text(said.stdout)
     if page.name != "README.md":  # test_readme.py has its own place for that one
         for example in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
             exec(example, {})

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 import urllib.request
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -60,6 +61,7 @@ def test_scraped_while_it_runs_and_kept_in_a_file(
                 held.wait(60)
             return super().submit(request)
 
+    monkeypatch.setattr(activity, "_engines", weakref.WeakSet())  # those of earlier tests live on in this process
     monkeypatch.setattr("tests.fake_engine.held", lambda checkpoint, **asked: Held(), raising=False)
     fake_engine("held")
     port, file, code = _free_port(), tmp_path / "run.prom", []

@@ -127,7 +127,8 @@ def summary(**changes: Any) -> Summary:
     values = {
         "name": "x", "task": "generate", "job_fingerprint": "", "model_fingerprint": "", "shards": 1, "rows": 100,
         "ok": 100, "failed": 0, "failed_reasons": {}, "prompt_tokens": 1000, "completion_tokens": 2000,
-        "scored_tokens": 0, "started_at": None, "finished_at": None, "shard_seconds": 1.0,
+        "scored_tokens": 0, "started_at": None, "finished_at": None, "shard_seconds": 1.0, "busy_seconds": 1.0,
+        "compile_seconds": 0.0, "slots_busy_fraction": None, "padding_fraction": None, "predicted": None,
     }  # fmt: skip
     return Summary(**{**values, **changes})
 
