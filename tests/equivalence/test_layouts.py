@@ -49,13 +49,12 @@ def plain_logits(model: str) -> np.ndarray:
 
 
 def spread() -> Iterator[tuple[str, str, tuple[str, str]]]:
-    """Each layout with two models, the meshes going round, so that every pair of choices meets somewhere.
+    """Each layout once, models and meshes going round: each model has three layouts, each mesh three or four.
 
     All of them, 300, are run by `python -m bench.layout_sweep`.
     """
     for number, layout in enumerate(LAYOUTS):
-        for turn, model in enumerate(list(MODELS)[(number + step) % len(MODELS)] for step in (0, 2)):
-            yield model, MESHES[(number + turn) % len(MESHES)], layout
+        yield list(MODELS)[number % len(MODELS)], MESHES[number % len(MESHES)], layout
 
 
 @pytest.mark.parametrize(("model", "mesh", "layout"), list(spread()))
@@ -71,7 +70,6 @@ HAND_OVERS = [
     ("llama", "2x2x2", ("wg-xyz", "batch"), ("ws2d", "batch")),
     ("llama", "4x2x1", ("wg-x", "heads"), ("ws2d", "sequence")),
     ("palm", "4x2x1", ("wg-xyz", "batch"), ("ws2d", "batch")),
-    ("gpt2", "2x2x2", ("wg-xy", "heads"), ("ws2d", "heads")),
     ("gemma2", "2x4x1", ("wg-xyz", "sequence"), ("ws2d", "heads")),
     ("mixtral", "2x2x2", ("wg-xyz", "batch"), ("ws2d", "batch")),
 ]
