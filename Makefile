@@ -1,5 +1,6 @@
 # make demo   set up and run the example jobs: generate, show, score, accuracy
 # make test   set up and run the tests
+# make test-all  the slow ones too
 # make lint   formatting, lint and types
 # make audit  dependencies that do not fit each other, or have known vulnerabilities
 # make bench  the benchmarks, with figures to compare with bench/RESULTS.md
@@ -10,7 +11,7 @@ EXTRAS ?= dev
 BIN := $(VENV)/bin
 DEMO := jobs/examples/arithmetic
 
-.PHONY: demo test lint audit bench clean
+.PHONY: demo test test-all lint audit bench clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -35,6 +36,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.installed-$(EXTRAS)
+	$(BIN)/python -m pytest -m ''
 
 lint: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff format --check .

@@ -55,6 +55,7 @@ def test_slots_and_company_do_not_matter() -> None:
         assert [run(engine, [request])[0] for request in MIXED[:3]] == expected[:3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "mesh", "prefill", "decode"),
     [

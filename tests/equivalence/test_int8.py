@@ -132,6 +132,7 @@ def int8_run() -> list[list[Generation]]:
     return run(in_int8(CONFIG, random_params()), MIXED, kv_dtype="int8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -145,6 +146,7 @@ def test_an_answer_does_not_depend_on_slots_chunks_buckets_or_pages(changes: dic
     assert run(in_int8(CONFIG, random_params()), MIXED, kv_dtype="int8", **changes) == int8_run()
 
 
+@pytest.mark.slow
 def test_an_answer_does_not_depend_on_order_or_company() -> None:
     params = in_int8(CONFIG, random_params())
     assert run(params, MIXED[::-1], kv_dtype="int8")[::-1] == int8_run()

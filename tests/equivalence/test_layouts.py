@@ -69,9 +69,9 @@ REQUESTS = 6
 HAND_OVERS = [
     ("llama", "2x2x2", ("wg-xyz", "batch"), ("ws2d", "batch")),
     ("llama", "4x2x1", ("wg-x", "heads"), ("ws2d", "sequence")),
-    ("palm", "4x2x1", ("wg-xyz", "batch"), ("ws2d", "batch")),
+    pytest.param("palm", "4x2x1", ("wg-xyz", "batch"), ("ws2d", "batch"), marks=pytest.mark.slow),
     ("gemma2", "2x4x1", ("wg-xyz", "sequence"), ("ws2d", "heads")),
-    ("mixtral", "2x2x2", ("wg-xyz", "batch"), ("ws2d", "batch")),
+    pytest.param("mixtral", "2x2x2", ("wg-xyz", "batch"), ("ws2d", "batch"), marks=pytest.mark.slow),
 ]
 
 

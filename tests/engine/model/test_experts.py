@@ -171,6 +171,7 @@ def test_int8_weights(mesh: str, ffn: Feedforward) -> None:
         np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16() -> None:
     """As close as numbers with 8 bits are, in every way."""
     layout, layer, x = layout_of("2x2x2", "ws2d"), layer_of(CONFIG), tokens_of(CONFIG)
