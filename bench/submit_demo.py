@@ -9,10 +9,8 @@ its workers. The worker is `penstock-worker`, with the real engine. The same job
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,6 +18,7 @@ import pyarrow.parquet as pq
 from jobs import launch
 from jobs.job_file import load
 from jobs.submission.submit import submit
+from tests.jobs.running import job_server
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "jobs" / "examples" / "arithmetic"
@@ -38,26 +37,11 @@ def main() -> None:
             f'#!/bin/sh\necho $$ >> {there}/workers\nexec {sys.executable} -m jobs.submission.worker "$@"\n'
         )
         worker.chmod(0o755)
-        port_file = there / "port"
-        with (there / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [sys.executable, "-m", "tests.jobs.process_job_server", "--port_file", str(port_file)],
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-            )
-            try:
-                while not port_file.exists():
-                    assert server.poll() is None, (there / "log").read_text()
-                    time.sleep(0.1)
-                endpoint = f"localhost:{port_file.read_text()}"
-                portable = f'{{job_endpoint: "{endpoint}", environment: PROCESS, process_command: {worker}}}'
-                common = [f"input.path={there}/in.parquet", "output.shard_rows=50"]
-                runner = ["runner.name=portable", f"runner.portable={portable}", f"output.path={there}/submitted"]
-                submitted = submit(load(str(DEMO / "generate.yaml"), [*common, *runner]))
-            finally:
-                server.terminate()
-                server.wait()
+        with job_server(there) as endpoint:
+            portable = f'{{job_endpoint: "{endpoint}", environment: PROCESS, process_command: {worker}}}'
+            common = [f"input.path={there}/in.parquet", "output.shard_rows=50"]
+            runner = ["runner.name=portable", f"runner.portable={portable}", f"output.path={there}/submitted"]
+            submitted = submit(load(str(DEMO / "generate.yaml"), [*common, *runner]))
         local = launch.run(load(str(DEMO / "generate.yaml"), [*common, f"output.path={there}/local"]))
         assert isinstance(submitted, launch.Outcome)
         processes = len((there / "workers").read_text().split())

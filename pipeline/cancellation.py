@@ -17,11 +17,10 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from schemas.documents import DocumentError
 from schemas.submission import CANCEL_NAME, Cancellation
 
 from . import activity, storage
-from .errors import OutputError
+from .stored import read_stored
 
 POLL_SECONDS = 15.0
 _LIMIT_BYTES = 2**16
@@ -32,12 +31,7 @@ logger = logging.getLogger(__name__)
 def read(output: str) -> Cancellation | None:
     """The last cancel of an output, if there was one."""
     url = storage.join(output, CANCEL_NAME)
-    try:
-        return Cancellation.from_json(storage.read_bytes(url, limit_bytes=_LIMIT_BYTES))
-    except FileNotFoundError:
-        return None
-    except DocumentError as error:
-        raise OutputError(f"{url} cannot be used: {error}; delete it") from error
+    return read_stored(Cancellation, url, limit_bytes=_LIMIT_BYTES, remedy="; delete it")
 
 
 def cancel(output: str, by: str) -> Cancellation:

@@ -15,22 +15,30 @@ from engine.planning.chips import CHIPS, Chip
 
 _FILES = ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/dxg", "/dev/kfd")
 """One of them is there where a TPU or a GPU is."""
-_KINDS = {facts.device_kind: name for name, facts in FACTS.items()} | {"TPU v3": "v3", "TPU v5p": "v5p"}
+_ALSO = {"TPU v3": "v3", "TPU v5e": "v5e", "TPU v5p": "v5p", "TPU v6e": "v6e"}
+_KINDS = {facts.device_kind: name for name, facts in FACTS.items()} | _ALSO
 
 
 @dataclass(frozen=True)
 class Devices:
-    """All that jax has here."""
+    """What jax found, in all processes that compute together."""
 
     platform: str
-    """cpu, tpu, gpu ..."""
+    """cpu, gpu or tpu."""
     kind: str
     count: int
+    memory_bytes: int | None = None
+    """Of each, if it tells."""
 
     @property
     def chip(self) -> Chip | None:
         """The chip they are of, if it is known."""
         return chip_of(self.kind)
+
+    def __str__(self) -> str:
+        chip = f" ({self.chip.name})" if self.chip else ""
+        memory = f", {self.memory_bytes / 2**30:.1f} GiB each" if self.memory_bytes else ""
+        return f"{self.count} device{'s' * (self.count != 1)} of {self.platform}, {self.kind}{chip}{memory}"
 
 
 def devices_here() -> Devices:

@@ -10,21 +10,16 @@ import importlib.util
 import logging
 import os
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 
-from engine.compilation.topology import FACTS
+from engine.compilation.here import Devices
 from engine.errors import WrongDevice
 from engine.mesh import MeshShape
-from engine.planning.chips import CHIPS, named_chip
+from engine.planning.chips import named_chip
 
 logger = logging.getLogger(__name__)
-
-_ALSO_TPU = {"v3": "TPU v3", "v5e": "TPU v5e", "v5p": "TPU v5p", "v6e": "TPU v6e"}
-"""What jax calls some of them besides `device_kind` of FACTS."""
-_GPU = re.compile(r"\b(A100|H100|H200|B200)\b")
 
 _FIRST_GPU = "/dev/nvidia0"
 _ONE_PROCESS = (
@@ -38,38 +33,6 @@ _NO_LIBRARY = {
 }
 _TPU_ENVIRONMENT = ("TPU_ACCELERATOR_TYPE", "TPU_TOPOLOGY", "TPU_CHIPS_PER_HOST_BOUNDS")
 """Set where TPUs are handed to a container or a virtual machine."""
-
-
-@dataclass(frozen=True)
-class Devices:
-    """What jax found, in all processes that compute together."""
-
-    platform: str
-    """cpu, gpu or tpu."""
-    kind: str
-    count: int
-    memory_bytes: int | None = None
-    """Of each, if it tells."""
-
-    @property
-    def chip(self) -> str | None:
-        """By its name in engine/planning/chips.py, if it is known there."""
-        return chip_of(self.kind)
-
-    def __str__(self) -> str:
-        chip = f" ({self.chip})" if self.chip else ""
-        memory = f", {self.memory_bytes / 2**30:.1f} GiB each" if self.memory_bytes else ""
-        return f"{self.count} device{'s' * (self.count != 1)} of {self.platform}, {self.kind}{chip}{memory}"
-
-
-def chip_of(device_kind: str) -> str | None:
-    """The chip that jax calls by this `device_kind`, such as "TPU v5 lite" or "NVIDIA H100 80GB HBM3"."""
-    for name in CHIPS:
-        kinds = [FACTS[name].device_kind] if name in FACTS else []
-        if device_kind in [*kinds, _ALSO_TPU.get(name)]:
-            return name
-    gpu = _GPU.search(device_kind)
-    return gpu[1].lower() if gpu else None
 
 
 def find_devices() -> Devices:
@@ -98,7 +61,7 @@ def _refuse_fallback(found: Devices) -> None:
 
 def check_devices(found: Devices, mesh: MeshShape, chip: str = "auto", dtype: str = "auto") -> None:
     """Raises WrongDevice unless the job's mesh and chip are there; logs what is right and yet a pity."""
-    if chip != "auto" and found.chip != named_chip(chip).name:
+    if chip != "auto" and found.chip != named_chip(chip):
         missing = _missing("tpu" if named_chip(chip).is_tpu else "gpu") if found.platform == "cpu" else ""
         raise WrongDevice(
             f"engine.chip is {chip}, and this worker has {found}. {missing}Run the job where {chip} is, plan it again "

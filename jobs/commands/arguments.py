@@ -45,10 +45,7 @@ def row_count(text: str) -> int:
 
 
 def seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
+    number = _number(text)
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return number
@@ -68,10 +65,15 @@ def positive(text: str) -> int:
 
 
 def share(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
+    number = _number(text)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share, 0 to 1")
     return number
+
+
+def _number(text: str) -> float:
+    """Not a number, which is within no bounds, where `text` is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pipeline import storage
-from pipeline.errors import JobError, OutputError
+from pipeline.errors import JobError
+from pipeline.stored import read_stored
 from pipeline.workplan import read_plan
-from schemas.documents import DocumentError
 from schemas.manifest import PLAN_NAME, SUCCESS_NAME, InputFile, Plan
 from schemas.scheduling import (
     CLAIM_NAME,
@@ -156,10 +156,4 @@ def claim(root: str, name: str, template: str) -> None:
 
 def read_claim(root: str) -> Claim | None:
     """Whose output it is; None for nobody's."""
-    url = storage.join(root, CLAIM_NAME)
-    try:
-        return Claim.from_json(storage.read_bytes(url, limit_bytes=2**16))
-    except FileNotFoundError:
-        return None
-    except DocumentError as error:
-        raise OutputError(f"{url} cannot be used: {error}") from error
+    return read_stored(Claim, storage.join(root, CLAIM_NAME), limit_bytes=2**16)

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from jobs.spec import Job
 from jobs.submission.beam_flags import beam_flags
 from pipeline import storage
-from pipeline.errors import OutputError
-from schemas.documents import DocumentError
+from pipeline.stored import read_stored
 from schemas.submission import SUBMITTED_NAME, Submission
 
 _LIMIT_BYTES = 2**20
@@ -48,12 +47,7 @@ def record(job: Job, job_id: str, flags: Sequence[str]) -> Submission:
 def read_submission(output: str) -> Submission | None:
     """The last submission of an output, if it was ever submitted."""
     url = storage.join(output, SUBMITTED_NAME)
-    try:
-        return Submission.from_json(storage.read_bytes(url, limit_bytes=_LIMIT_BYTES))
-    except FileNotFoundError:
-        return None
-    except DocumentError as error:
-        raise OutputError(f"{url} cannot be used: {error}; delete it") from error
+    return read_stored(Submission, url, limit_bytes=_LIMIT_BYTES, remedy="; delete it")
 
 
 def where(submission: Submission) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,25 +14,11 @@ import pytest
 from jobs import launch
 from jobs.job_file import load
 from pipeline.errors import InputError, JobError, OutputError, PlanMismatch
+from tests.jobs import running
 from tests.pipeline.example_output import contents
 
 ROOT = Path(__file__).parents[2]
 FACTORY = "tests.fake_engine:instant"
-
-
-def _command(engine: str, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.jobs.fake_command", engine, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _rows(output: Path) -> list[dict]:
-    names = ["record_id", "sample_index", "status", "error", "prompt", "text", "logprobs", "answer"]
-    return sorted(pq.read_table(output, columns=names).to_pylist(), key=lambda row: row["record_id"])
 
 
 def test_a_job_runs_and_sums_up(write_job: Callable[..., str], tmp_path: Path) -> None:
@@ -42,7 +26,7 @@ def test_a_job_runs_and_sums_up(write_job: Callable[..., str], tmp_path: Path) -
     assert (outcome.summary.ok, outcome.summary.failed, outcome.summary.shards) == (98, 2, 5)
     assert outcome.this_run == outcome.summary
     assert not outcome.is_over_limit
-    rows = _rows(tmp_path / "out")
+    rows = running.rows(tmp_path / "out")
     assert len(rows) == 100
     (row,) = (row for row in rows if row["record_id"] == "q99")
     assert (row["status"], row["prompt"], row["answer"]) == ("ok", "Q: what is 99?\nA:", 99)
@@ -57,7 +41,7 @@ def test_a_finished_job_reruns_without_beam_or_jax_and_changes_no_file(
     path = write_job()
     launch.run(load(path), engine_factory=FACTORY)
     before = contents(tmp_path / "out")
-    again = _command("failing", "run", path)
+    again = running.command("failing", "run", path)
     said, logged = again.communicate(timeout=60)
     assert again.returncode == 0, logged
     assert "nothing to do: every shard was there" in said
@@ -68,7 +52,7 @@ def test_a_finished_job_reruns_without_beam_or_jax_and_changes_no_file(
 def test_an_interrupted_job_says_how_to_go_on_and_goes_on(write_job: Callable[..., str], tmp_path: Path) -> None:
     path = write_job(200)
     whole = launch.run(load(path, ["output.path=whole"]), engine_factory=FACTORY)
-    first = _command("slow", "run", path, "--set", "output.shard_rows=5", "--set", "engine.slots=1")
+    first = running.command("slow", "run", path, "--set", "output.shard_rows=5", "--set", "engine.slots=1")
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out").glob("part-*")):
         assert time.monotonic() < deadline
@@ -86,7 +70,7 @@ def test_an_interrupted_job_says_how_to_go_on_and_goes_on(write_job: Callable[..
     assert (outcome.summary.ok, outcome.summary.failed) == (whole.summary.ok, whole.summary.failed)
     assert outcome.this_run.shards == 40 - len(done)
     assert done.items() <= contents(tmp_path / "out").items()
-    assert _rows(tmp_path / "out") == _rows(tmp_path / "whole")
+    assert running.rows(tmp_path / "out") == running.rows(tmp_path / "whole")
 
 
 def test_the_stored_job_is_the_job(write_job: Callable[..., str], tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_objects_are_found_like_files(store, base):
 
 
 def test_long_listings_come_in_pages(store, base, monkeypatch):
-    monkeypatch.setattr(f"tests.stores.{'gcs' if store.scheme == 'gs' else 's3'}.PAGE_OBJECTS", 7)
+    monkeypatch.setattr("tests.stores.objects.PAGE_OBJECTS", 7)
     names = [f"{i:03}.json" for i in range(20)]
     for name in names:
         store.objects.put(BUCKET, f"in/{name}", b"", if_absent=False)

@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tests.stores.faults import Faults
-from tests.stores.objects import Facts, NoSuchBucket, Objects, Taken, rolled_up
+from tests.stores.objects import Facts, NoSuchBucket, Objects, Taken, page_of
 from tests.stores.serving import Answer, Request, Store
 
-PAGE_OBJECTS = 1000
 CHUNK_MULTIPLE_BYTES = 256 * 2**10
 
 _OBJECT = re.compile(r"(?:/download)?/storage/v1/b/([^/]+)/o/(.+)")
@@ -75,18 +74,14 @@ class Gcs(Store):
         return self.objects.has_bucket(urllib.parse.unquote(bucket))
 
     def _list(self, request: Request, bucket: str) -> Answer:
-        prefix, delimiter = request.query.get("prefix", ""), request.query.get("delimiter", "")
-        direct, prefixes = rolled_up(self.objects.list(bucket, prefix), prefix, delimiter)
-        after, most = request.query.get("pageToken", ""), int(request.query.get("maxResults", PAGE_OBJECTS))
-        entries = sorted([*((facts.key, facts) for facts in direct), *((name, None) for name in prefixes)])
-        entries = [entry for entry in entries if entry[0] > after]
-        page = entries[: min(most, PAGE_OBJECTS)]
+        found = self.objects.list(bucket, request.query.get("prefix", ""))
+        page, is_cut = page_of(found, request.query, "pageToken", "maxResults")
         listing: dict[str, object] = {
             "kind": "storage#objects",
             "items": [_resource(bucket, facts) for _, facts in page if facts],
             "prefixes": [name for name, facts in page if not facts],
         }
-        if len(page) < len(entries):
+        if is_cut:
             listing["nextPageToken"] = page[-1][0]
         return _json({name: value for name, value in listing.items() if value})
 

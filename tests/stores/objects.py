@@ -106,7 +106,23 @@ class Objects:
         return self._bucket(bucket) / urllib.parse.quote(key, safe="")
 
 
-def rolled_up(found: list[Facts], prefix: str, delimiter: str) -> tuple[list[Facts], list[str]]:
+PAGE_OBJECTS = 1000
+"""The most that one answer lists."""
+
+
+def page_of(
+    found: list[Facts], query: Mapping[str, str], after: str, most: str
+) -> tuple[list[tuple[str, Facts | None]], bool]:
+    """A page of a listing, and whether there is more: objects, and prefixes that have no facts. `after` and `most` are
+    what the protocol calls them."""
+    direct, prefixes = _rolled_up(found, query.get("prefix", ""), query.get("delimiter", ""))
+    entries = sorted([*((facts.key, facts) for facts in direct), *((name, None) for name in prefixes)])
+    entries = [entry for entry in entries if entry[0] > query.get(after, "")]
+    page = entries[: min(int(query.get(most, PAGE_OBJECTS)), PAGE_OBJECTS)]
+    return page, len(page) < len(entries)
+
+
+def _rolled_up(found: list[Facts], prefix: str, delimiter: str) -> tuple[list[Facts], list[str]]:
     """A listing as directories: what lies directly below the prefix, and the prefixes of what lies deeper."""
     if not delimiter:
         return found, []

@@ -18,10 +18,9 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from tests.stores.faults import Faults
-from tests.stores.objects import Facts, NoSuchBucket, Objects, Taken, rolled_up
+from tests.stores.objects import Facts, NoSuchBucket, Objects, Taken, page_of
 from tests.stores.serving import Answer, Request, Store
 
-PAGE_OBJECTS = 1000
 SMALLEST_PART_BYTES = 5 * 2**20
 
 _CODES = {
@@ -150,13 +149,8 @@ class S3(Store):
         return _xml(f"<CompleteMultipartUploadResult><ETag>{etag}</ETag></CompleteMultipartUploadResult>")
 
     def _list(self, request: Request, bucket: str) -> Answer:
-        prefix, delimiter = request.query.get("prefix", ""), request.query.get("delimiter", "")
-        direct, prefixes = rolled_up(self.objects.list(bucket, prefix), prefix, delimiter)
-        after, most = request.query.get("continuation-token", ""), int(request.query.get("max-keys", PAGE_OBJECTS))
-        entries = sorted([*((facts.key, facts) for facts in direct), *((name, None) for name in prefixes)])
-        entries = [entry for entry in entries if entry[0] > after]
-        page = entries[: min(most, PAGE_OBJECTS)]
-        is_cut = len(page) < len(entries)
+        found = self.objects.list(bucket, request.query.get("prefix", ""))
+        page, is_cut = page_of(found, request.query, "continuation-token", "max-keys")
         quoted = urllib.parse.quote if request.query.get("encoding-type") == "url" else escape
         lines = [f"<IsTruncated>{str(is_cut).lower()}</IsTruncated><KeyCount>{len(page)}</KeyCount>"]
         if request.query.get("encoding-type") == "url":

@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import pytest
 
+from engine.compilation.here import Devices
 from engine.errors import NoFeasiblePlan, OutOfMemory, WrongDevice
 from engine.mesh import MeshShape
-from engine.planning.chips import CHIPS
 from engine.runtime import device_check
-from engine.runtime.device_check import Devices, check_devices, chip_of, find_devices
+from engine.runtime.device_check import check_devices, find_devices
 from engine.runtime.engine import Engine
 from engine.runtime.loading import ModelAsked
 from tests.engine.tiny_checkpoint import write_tiny_checkpoint
@@ -48,31 +48,6 @@ def finds(monkeypatch: pytest.MonkeyPatch) -> Any:
     for name in (*device_check._TPU_ENVIRONMENT, "JAX_PLATFORMS"):
         monkeypatch.delenv(name, raising=False)
     return set_found
-
-
-@pytest.mark.parametrize(
-    ("kind", "chip"),
-    [
-        ("TPU v3", "v3"),
-        ("TPU v4", "v4"),
-        ("TPU v5 lite", "v5e"),
-        ("TPU v5e", "v5e"),
-        ("TPU v5", "v5p"),
-        ("TPU v5p", "v5p"),
-        ("TPU v6 lite", "v6e"),
-        ("TPU7x", "tpu7x"),
-        ("NVIDIA A100-SXM4-80GB", "a100"),
-        ("NVIDIA H100 80GB HBM3", "h100"),
-        ("NVIDIA H200", "h200"),
-        ("NVIDIA B200", "b200"),
-        ("NVIDIA GeForce RTX 4090", None),
-        ("cpu", None),
-        ("TPU v5 lite pod of next year", None),
-    ],
-)
-def test_chips_are_known_by_what_jax_calls_them(kind: str, chip: str | None) -> None:
-    assert chip_of(kind) == chip
-    assert chip is None or chip in CHIPS
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from jobs import cli, launch
@@ -22,32 +21,15 @@ from jobs.status import read_status, status_lines
 from jobs.submission import worker
 from jobs.submission.record import read_submission
 from jobs.submission.submit import submit
+from tests.jobs import running
 
 ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
 def job_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Beam's own job server, in a process of its own."""
-    directory = tmp_path_factory.mktemp("server")
-    port_file = directory / "port"
-    with (directory / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "tests.jobs.process_job_server", "--port_file", str(port_file)],
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            deadline = time.monotonic() + 120
-            while not port_file.exists():
-                assert time.monotonic() < deadline
-                assert server.poll() is None, (directory / "log").read_text()
-                time.sleep(0.05)
-            yield f"localhost:{port_file.read_text()}"
-        finally:
-            server.terminate()
-            server.wait(timeout=60)
+    with running.job_server(tmp_path_factory.mktemp("server")) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="module")
@@ -81,21 +63,6 @@ def _run(job: Job, engine: str = "instant") -> launch.Outcome:
     return outcome
 
 
-def _submit(engine: str, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.jobs.fake_command", engine, "submit", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _rows(output: Path) -> list[dict]:
-    names = ["record_id", "sample_index", "status", "error", "prompt", "text", "logprobs", "answer"]
-    return sorted(pq.read_table(output, columns=names).to_pylist(), key=lambda row: row["record_id"])
-
-
 def test_a_job_is_submitted_cancelled_from_its_output_and_goes_on_in_a_pool_of_workers(
     write_job: Callable[..., str],
     tmp_path: Path,
@@ -109,7 +76,7 @@ def test_a_job_is_submitted_cancelled_from_its_output_and_goes_on_in_a_pool_of_w
     process = ("--runner", "portable", "--job-endpoint", job_server, "--environment", "PROCESS")
     process += ("--set", f"runner.portable.process_command={worker_program}", "--set", "output.shard_rows=5")
 
-    slow = _submit("crawling", path, *process, "--detach", "--set", "engine.slots=1")
+    slow = running.command("crawling", "submit", path, *process, "--detach", "--set", "engine.slots=1")
     said, logged = slow.communicate(timeout=120)
     assert slow.returncode == exit_codes.DONE, logged
     assert f"penstock cancel {output}" in said
@@ -140,7 +107,7 @@ def test_a_job_is_submitted_cancelled_from_its_output_and_goes_on_in_a_pool_of_w
     portable = {"job_endpoint": job_server, "environment": "EXTERNAL", "service_address": worker_pool}
     outcome = _run(load(str(output / "_job.json"), [f"runner.portable={json.dumps(portable)}"]))
     assert (outcome.summary.ok, outcome.summary.failed, outcome.this_run.shards) == (98, 2, 20 - len(done))
-    assert _rows(output) == _rows(tmp_path / "whole")
+    assert running.rows(output) == running.rows(tmp_path / "whole")
     assert whole.summary.ok == 98
     assert len(set(Path(f"{worker_program}.pids").read_text().split())) == 2
     lines = dict(status_lines(read_status(str(output))))
