@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import Any
 
 from engine.errors import EngineError
-from engine.planning.job_planner import PREFILL_TOKENS, JobPlan, job_plans
+from engine.planning.job_cost import JobPlan
+from engine.planning.job_planner import PREFILL_TOKENS, job_plans
 from engine.planning.planner import Pinned
 from engine.planning.slices import Slice
 from jobs.launch import Parts

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from engine.planning.frontier import frontier
-from engine.planning.job_planner import JobAsked, JobDoesNotFit, JobPlan, choose, job_plans
+from engine.planning.job_cost import JobAsked, JobDoesNotFit, JobPlan
+from engine.planning.job_planner import choose, job_plans
 from engine.planning.planner import PhasePlan
 from engine.planning.slices import Slice
 from jobs.planning.job_question import JobQuestion

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from engine.compilation.model_named import read_model
 from engine.planning.calibration import Calibration, calibration_of
-from engine.planning.job_planner import STARTUP_SECONDS, JobAsked, JobPlan
+from engine.planning.job_cost import STARTUP_SECONDS, JobAsked, JobPlan
 from engine.planning.planner import Pinned
 from engine.planning.program import Dtype
 from engine.planning.slices import Slice

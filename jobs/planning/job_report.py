@@ -9,7 +9,7 @@ import yaml
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from engine.planning.job_planner import JobPlan
+from engine.planning.job_cost import JobPlan
 from jobs.planning.job_plan import JobAnswer
 from jobs.planning.places import place_words
 from jobs.planning.words import memory_lines, share_words, time_words

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from engine.planning.job_planner import JobPlan
+from engine.planning.job_cost import JobPlan
 from jobs.planning.asked import asked_of
 from jobs.planning.job_plan import JobAnswer
 from jobs.planning.job_question import calibration_on

@@ -15,7 +15,8 @@ from engine.planning.batching import Workload, play
 from engine.planning.buckets import bucket_rows, slot_rows
 from engine.planning.cost import cost
 from engine.planning.frontier import frontier
-from engine.planning.job_planner import JobAsked, JobDoesNotFit, JobPlan, choose, job_plans
+from engine.planning.job_cost import JobAsked, JobDoesNotFit, JobPlan
+from engine.planning.job_planner import choose, job_plans
 from engine.planning.named_models import named_model
 from engine.planning.planner import Pinned
 from engine.planning.program import Program
