@@ -5,10 +5,10 @@
 One command, six to eight minutes on two cores; the machine should do nothing else meanwhile. It measures the machine
 (unless a profile is given), then what the host does for a request and for a token, and predicts from that alone: steps
 and prefills come from the planner's small batcher (engine/planning/batching.py), their times from the cost model. Then
-the engine generates with random weights in float32, 128 tokens in and 64 out (the demo: 24 and 8). All numbers of slots
-take turns, and the best round of each counts.
+the engine generates with random weights in float32, 128 tokens in and 64 out (the demo: 1000 prompts, 24 in and 8 out).
+All numbers of slots take turns, and the best round of each counts.
 
-The programs have eight rows at least, so one slot is predicted, and measured, as slow as eight.
+The programs have eight rows at least, so one slot is predicted, and measured, little faster than eight.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Asked(NamedTuple):
     config: ModelConfig
     prompt: int
     new: int
+    requests: int
+    """Of a round, at least; so many that it takes a second or more."""
 
 
 MODELS: dict[str, Asked] = {
@@ -59,12 +61,13 @@ MODELS: dict[str, Asked] = {
         ),
         24,
         8,
+        1000,
     ),
-    "134m": Asked(CONFIG, 128, 64),
+    "134m": Asked(CONFIG, 128, 64, 3),
 }
 NOTHING = replace(CONFIG, layers=1, embed=16, ffn=16, heads=1, kv_heads=1, head_dim=16, vocab=64)
 """A model whose programs take no time, so that what is left is the host's."""
-_FEWEST, _MOST = 3, 128
+_MOST = 128
 _HOST_REQUESTS = 256
 
 
@@ -87,7 +90,7 @@ def main() -> None:
         measured = rates(asked, arguments.slots, arguments.rounds)
         for slots, rate in zip(arguments.slots, measured, strict=True):
             parts = predicted(machine, host, asked, slots)
-            foreseen = requests_of(slots) * asked.new / sum(parts)
+            foreseen = requests_of(asked, slots) * asked.new / sum(parts)
             shares = ", ".join(f"{part / sum(parts):.0%}" for part in parts)
             print(
                 f"| {name} ({count(asked.config) / 1e6:.1f} M) | {slots} | {foreseen:.1f} | {rate:.1f} "
@@ -97,9 +100,9 @@ def main() -> None:
     print(f"\n{time.perf_counter() - start:.0f} s in all")
 
 
-def requests_of(slots: int) -> int:
+def requests_of(asked: Asked, slots: int) -> int:
     """Of one round: each slot is filled twice, if that does not take too long."""
-    return max(_FEWEST, slots, min(2 * slots, _MOST))
+    return max(asked.requests, slots, min(2 * slots, _MOST))
 
 
 # Predicted.
@@ -107,19 +110,23 @@ def requests_of(slots: int) -> int:
 
 def predicted(machine: Machine, host: tuple[float, float], asked: Asked, slots: int) -> tuple[float, float, float]:
     """Seconds of one round: in steps of decode, in prefills, on the host."""
-    config, prompt, new = asked
-    requests, options = requests_of(slots), options_of(config, slots)
+    config, prompt, new, _ = asked
+    requests, options = requests_of(asked, slots), options_of(config, slots)
     workload = Workload((prompt,) * requests, (new,) * requests, requests, options.max_length, shard_requests=requests)
     flow = play(workload, slots, requests)
-    steps = flow.decode_steps * program_seconds(machine, config, "decode", options.slot_rows, prompt + new // 2)
+    idle = options.slot_rows - round(slots * flow.busy_fraction)
+    steps = flow.decode_steps * program_seconds(machine, config, "decode", options.slot_rows, prompt + new // 2, idle)
     bucket = options.bucket(prompt - 1)
     programs = sum(-(-most // options.rows(bucket)) * times for (_, most), times in flow.admitted.items())
     prefills = programs * program_seconds(machine, config, "prefill", options.rows(bucket), bucket)
     return steps, prefills, requests * (host[0] + new * host[1])
 
 
-def program_seconds(machine: Machine, config: ModelConfig, phase: Phase, rows: int, tokens: int) -> float:
-    program = Program(config, machine.chip("float32"), Layouts(), phase, rows, tokens, "float32", "float32")
+def program_seconds(
+    machine: Machine, config: ModelConfig, phase: Phase, rows: int, tokens: int, idle: int = 0
+) -> float:
+    chip = machine.chip("float32")
+    program = Program(config, chip, Layouts(), phase, rows, tokens, "float32", "float32", idle_rows=idle)
     return cost(program, calibration=machine.calibration("float32")).seconds
 
 
@@ -142,7 +149,7 @@ def host_seconds() -> tuple[float, float]:
 
 def rates(asked: Asked, slots: list[int], rounds: int) -> list[float]:
     """Generated tokens a second with each number of slots: the best of so many rounds, in which all take turns."""
-    config, prompt, new = asked
+    config, prompt, new, _ = asked
     params, best = random_params(config), [0.0] * len(slots)
     engines = [Engine(params, config, options_of(config, each)) for each in slots]
     try:
@@ -150,7 +157,7 @@ def rates(asked: Asked, slots: list[int], rounds: int) -> list[float]:
             run(engine, config, prompt, 2, 1)  # compiles
         for _ in range(rounds):
             for at, (engine, each) in enumerate(zip(engines, slots, strict=True)):
-                wall, _, tokens = run(engine, config, prompt, new, requests_of(each))
+                wall, _, tokens = run(engine, config, prompt, new, requests_of(asked, each))
                 best[at] = max(best[at], tokens / wall)
     finally:
         for engine in engines:

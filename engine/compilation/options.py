@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from engine.cache.forms import Attention
@@ -76,7 +77,7 @@ class DecodeOptions:
 
     def bucket(self, tokens: int) -> int:
         """The shortest bucket that holds `tokens`."""
-        return next(length for length in self.buckets if length >= tokens)
+        return self.buckets[bisect_left(self.buckets, tokens)]
 
     def rows(self, bucket: int) -> int:
         """Rows of the prefill and score programs of this bucket."""

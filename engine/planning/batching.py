@@ -65,6 +65,13 @@ class Workload:
         return sum(self.completions) / len(self.completions) * self.requests * self.samples
 
     @property
+    def mean_length(self) -> int:
+        """Of a sequence that is being generated, over its steps."""
+        completions = sum(self.completions)
+        seen = sum(c * (p + c / 2) for p, c in zip(self.prompts, self.completions, strict=True))
+        return max(1, round(seen / completions)) if completions else 1
+
+    @property
     def sequences(self) -> int:
         """Of the whole job: requests times their completions."""
         return self.requests * self.samples

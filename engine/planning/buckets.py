@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from engine.layout import Layouts
 
@@ -60,6 +61,7 @@ def slot_rows(slots: int, chips: int, stages: int = 1) -> int:
     return _up_to(max(slots, MIN_ROWS * stages), chips * stages)
 
 
+@lru_cache(maxsize=1024)
 def length_buckets(max_length: int, page_tokens: int, of_sequence: int = 1) -> tuple[int, ...]:
     """Powers of two, with a step between them from two pages up; multiples of `of_sequence`."""
     lengths, length = [], min(_SMALLEST_BUCKET, page_tokens)

@@ -51,6 +51,8 @@ class Chip:
     """A torus axis closes to a ring if its size is a multiple of this."""
     domain: int = 0
     """GPUs behind one switch."""
+    reads_filled_pages: bool = False
+    """Whether a step of decode reads only what is filled of the cache; accelerators read all there is room for."""
 
     def __post_init__(self) -> None:
         unknown = self.other_sources.keys() - vars(self).keys()

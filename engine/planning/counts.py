@@ -149,13 +149,14 @@ def kv_bytes(program: Program) -> float:
     if program.phase != "decode" and not program.shared_tokens:
         return 0.0
     layout, config = program.layout, program.config
-    rows = program.part(program.rows, layout.attention_rows) if program.phase == "decode" else 0
+    rows = program.part(program.rows - program.idle_rows, layout.attention_rows) if program.phase == "decode" else 0
+    context_tokens = program.seen_tokens or program.context_tokens
     heads = program.part(program.held.kv_heads, layout.kv_heads_held(program.held.kv_heads))
     position = 2 * heads * (config.head_dim * ITEM_BYTES[program.kv] + _SCALE_BYTES * (program.kv == "int8"))
     seen = 0.0
     for window, layers in _windows(config).items():
-        whole = _least(program.context_tokens, window)
-        shared = max(0, whole - (program.context_tokens - program.shared_tokens))
+        whole = _least(context_tokens, window)
+        shared = max(0, whole - (context_tokens - program.shared_tokens))
         seen += layers * (rows * (whole - shared) + shared)
     return position * seen / program.stages / program.layouts.mesh.size(layout.attention_sequence)
 
@@ -209,11 +210,12 @@ def _positions(program: Program) -> float:
     """Queries times the positions they see, of one head, on one chip."""
     layout, config = program.layout, program.config
     windows = _windows(config, config.layers - program.leaves_out_last)
-    rows = program.part(program.rows, layout.attention_rows)
+    rows = program.part(program.rows - program.idle_rows, layout.attention_rows)
     seen = 0.0
     for window, layers in windows.items():
         if program.phase == "decode":
-            seen += layers * rows * program.tokens_a_row * _least(program.context_tokens, window)
+            context_tokens = program.seen_tokens or program.context_tokens
+            seen += layers * rows * program.tokens_a_row * _least(context_tokens, window)
         else:
             shared = _causal_pairs(program.shared_tokens, window)  # once, on some of the chips
             own = _causal_pairs(program.context_tokens, window) - shared

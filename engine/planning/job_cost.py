@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from engine.errors import NoFeasiblePlan
@@ -118,8 +118,14 @@ class JobPlan:
 
     @cached_property
     def decode(self) -> PhasePlan:
+        """A step in the middle of the job."""
         rows = slot_rows(self.slots, self.parts.chips, self.parts.stages)
-        return self._phase("decode", rows, self.asked.workload.max_length)
+        full = self._phase("decode", rows, self.asked.workload.max_length)
+        if not (self.flow and self.on.chip.reads_filled_pages):
+            return full
+        busy = max(1, round(self.slots * self.flow.busy_fraction))
+        seen = min(self.asked.workload.mean_length, full.program.context_tokens)
+        return replace(full, program=replace(full.program, idle_rows=rows - busy, seen_tokens=seen))
 
     def _phase(self, phase: Phase, rows: int, context_tokens: int) -> PhasePlan:
         asked = Asked(self.asked.config, phase, rows, context_tokens, self.asked.weights, self.asked.kv)

@@ -75,6 +75,7 @@ class Machine:
             network_bytes_per_second=rates.bytes_per_second,
             source="measured on this machine by penstock profile",
             domain=1,
+            reads_filled_pages=True,
         )
 
     def calibration(self, weights: Dtype) -> Calibration:

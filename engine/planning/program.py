@@ -51,6 +51,11 @@ class Program:
     """That all sequences begin with: computed once, kept once, and in decode read once for all."""
     tokens_a_row: int = 1
     """Of a step of decode: more than one where it verifies what a draft has guessed."""
+    idle_rows: int = 0
+    """Of `rows`: slots that are empty in a step of decode. They are computed, but where a chip reads only the filled
+    pages of the cache, nothing is read for them."""
+    seen_tokens: int | None = None
+    """Of `context_tokens`, those that a step of decode reads; None: all."""
 
     @cached_property
     def held(self) -> HeldSizes:

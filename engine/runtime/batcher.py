@@ -47,6 +47,8 @@ class Scoring:
 
     request: ScoreRequest
     future: Future[Score]
+    bucket: int = 0
+    """That it is scored in; the batcher's."""
 
 
 class Batcher:
@@ -67,9 +69,11 @@ class Batcher:
         """By slot."""
 
     def add(self, group: Group) -> None:
+        group.bucket = self._options.bucket(max(group.prefilled, 1))
         self._waiting.append(group)
 
     def add_score(self, scoring: Scoring) -> None:
+        scoring.bucket = self._options.bucket(len(scoring.request.tokens))
         self._scores.append(scoring)
 
     @property
@@ -122,7 +126,7 @@ class Batcher:
             samples.append(sample)
             if start.prefill_pages:
                 row = PrefillRow(group.request.prompt[:-1], start.prefill_pages)
-                rows.setdefault(self._bucket(group), [[] for _ in range(self._slot_parts)])[part].append(row)
+                rows.setdefault(group.bucket, [[] for _ in range(self._slot_parts)])[part].append(row)
             for cache_part, source, target in start.copies:
                 copies[cache_part].append((source, target))
             if group.all_started:
@@ -173,12 +177,12 @@ class Batcher:
     def next_scores(self) -> tuple[int, list[Scoring]]:
         """The oldest scoring request and others of its bucket from the window, as many as the program has rows."""
         window = [self._scores.popleft() for _ in range(min(WINDOW, len(self._scores)))]
-        bucket = self._options.bucket(len(window[0].request.tokens))
+        bucket = window[0].bucket
+        room = self._options.rows(bucket)
         chosen: list[Scoring] = []
         rest: list[Scoring] = []
         for scoring in window:
-            fits = self._options.bucket(len(scoring.request.tokens)) == bucket
-            (chosen if fits and len(chosen) < self._options.rows(bucket) else rest).append(scoring)
+            (chosen if scoring.bucket == bucket and len(chosen) < room else rest).append(scoring)
         self._scores.extendleft(reversed(rest))
         self._being_scored = chosen
         return bucket, chosen
@@ -195,15 +199,12 @@ class Batcher:
         Before them come those that have started: if another started in their part first, both would hold pages of
         prompts, and neither might get the rest of what it needs.
         """
-        window = [self._waiting.popleft() for _ in range(min(WINDOW, len(self._waiting)))]
+        started: list[Group] = []
         by_bucket: dict[int, list[Group]] = {}
-        for group in window:
-            if not group.started:
-                by_bucket.setdefault(self._bucket(group), []).append(group)
-        return deque(chain([group for group in window if group.started], *by_bucket.values()))
-
-    def _bucket(self, group: Group) -> int:
-        return self._options.bucket(max(group.prefilled, 1))
+        for _ in range(min(WINDOW, len(self._waiting))):
+            group = self._waiting.popleft()
+            (started if group.started else by_bucket.setdefault(group.bucket, [])).append(group)
+        return deque(chain(started, *by_bucket.values()))
 
     def _start(self, group: Group) -> tuple[Sample, Start]:
         """Gives the group's next sample a slot and pages."""

@@ -21,6 +21,8 @@ class Group:
     finished: dict[int, Generation] = field(default_factory=dict)
     is_counted: bool = False
     """Whether the prompt is in the counters."""
+    bucket: int = 0
+    """That its prompt is prefilled in; the batcher's."""
     part: int = 0
     """Of the slots; where the first sample started."""
     prompt_pages: list[int] = field(default_factory=list)
