@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -26,3 +28,11 @@ settings.load_profile("penstock")
 # What a user keeps (a machine's profile, how runs went, prices) must not bear on tests, nor tests on that.
 _kept = tempfile.TemporaryDirectory(prefix="penstock-test-user-", ignore_cleanup_errors=True)
 os.environ["XDG_CACHE_HOME"] = os.environ["XDG_CONFIG_HOME"] = _kept.name
+
+_LONGEST = ("equivalence", "test_docs.py", "oracles")
+"""What has few tests that take long; last, they would keep one worker busy while another has nothing left to do."""
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(here).parts[0] not in _LONGEST)

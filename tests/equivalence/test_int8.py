@@ -182,7 +182,7 @@ def on_chips(model: str, layouts: Layouts) -> list[Generation]:
     ("model", "mesh", "prefill", "decode"),
     [
         ("llama", "4x2x1", ("wg-xy", "batch"), ("ws2d", "sequence")),
-        ("mixtral", "2x2x2", ("ws2d", "heads"), ("ws2d", "batch")),
+        pytest.param("mixtral", "2x2x2", ("ws2d", "heads"), ("ws2d", "batch"), marks=pytest.mark.slow),
     ],
 )
 def test_int8_on_a_mesh_is_int8_on_one_chip(model: str, mesh: str, prefill: Any, decode: Any) -> None:

@@ -68,7 +68,7 @@ def finished(output: Path) -> list[dict[str, Any]]:
     return fake_job.results(output)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_and_run_again(tmp_path, job, undisturbed, seconds, seed: int) -> None:
     moments = random.Random(seed)
     lives = [moments.uniform(0.1, 1) * seconds for _ in range(5)]

@@ -60,13 +60,34 @@ def assert_same_logits(case: Case, prompts: list[Tokens]) -> None:
 
 
 def assert_same_tokens_and_logprobs(case: Case, prompts: list[Tokens], steps: int) -> None:
-    """Of greedy continuations, and of the whole texts when they are scored."""
+    """Of greedy continuations, and of the whole texts when they are scored.
+
+    A continuation is the oracle's if each token is its likeliest after those before; one pass over the text has them all.
+    """
     sampling = Sampling(max_tokens=steps, ignore_eos=True)
     with Engine.load(case.checkpoint, dtype="float32", slots=8) as engine:
         futures = [engine.submit(GenerateRequest(prompt, sampling)) for prompt in prompts]
         scores = []
         for prompt, future in zip(prompts, futures, strict=True):
             (generation,) = future.result(timeout=240)
+            assert len(generation.token_ids) == steps
+            every = log_softmax(oracle_logits(case.oracle, prompt + generation.token_ids))
+            positions = np.arange(len(prompt) - 1, len(prompt) + steps - 1)
+            expected = every[positions].argmax(axis=-1)
+            assert list(generation.token_ids) == expected.tolist()
+            np.testing.assert_allclose(generation.logprobs, every[positions, expected], atol=1e-4)
+            text = prompt + generation.token_ids
+            scores.append((engine.submit(ScoreRequest(text)), every[np.arange(len(text) - 1), text[1:]]))
+        for future, expected_logprobs in scores:
+            np.testing.assert_allclose(future.result(timeout=240).logprobs, expected_logprobs, atol=1e-4)
+
+
+def assert_as_the_oracle_generates(case: Case, prompts: list[Tokens], steps: int) -> None:
+    """Token by token, through the oracle's own cache."""
+    with Engine.load(case.checkpoint, dtype="float32", slots=8) as engine:
+        sampling = Sampling(max_tokens=steps, ignore_eos=True)
+        futures = [engine.submit(GenerateRequest(prompt, sampling)) for prompt in prompts]
+        for prompt, future in zip(prompts, futures, strict=True):
             tokens = torch.tensor([prompt])
             with torch.no_grad():
                 expected = case.oracle.generate(
@@ -77,14 +98,7 @@ def assert_same_tokens_and_logprobs(case: Case, prompts: list[Tokens], steps: in
                     eos_token_id=None,
                     pad_token_id=0,
                 )[0].tolist()[len(prompt) :]
-            assert list(generation.token_ids) == expected
-            every = log_softmax(oracle_logits(case.oracle, prompt + generation.token_ids))
-            positions = np.arange(len(prompt) - 1, len(prompt) + steps - 1)
-            np.testing.assert_allclose(generation.logprobs, every[positions, expected], atol=1e-4)
-            text = prompt + generation.token_ids
-            scores.append((engine.submit(ScoreRequest(text)), every[np.arange(len(text) - 1), text[1:]]))
-        for future, expected_logprobs in scores:
-            np.testing.assert_allclose(future.result(timeout=240).logprobs, expected_logprobs, atol=1e-4)
+            assert list(future.result(timeout=240)[0].token_ids) == expected
 
 
 def assert_as_close_in_bfloat16(case: Case, tokens: Tokens) -> None:

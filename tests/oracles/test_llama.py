@@ -39,6 +39,11 @@ def test_greedy_tokens_and_their_logprobs(case: Case) -> None:
     agreement.assert_same_tokens_and_logprobs(case, prompts(*LENGTHS), steps=64)
 
 
+@pytest.mark.parametrize("case", ["grouped"], indirect=True)
+def test_tokens_are_those_that_transformers_generates(case: Case) -> None:
+    agreement.assert_as_the_oracle_generates(case, prompts(7, 65), steps=64)
+
+
 @pytest.mark.parametrize("case", ["grouped", "multihead tied", "llama3 rope", "biases"], indirect=True)
 def test_bfloat16_is_as_close_as_the_oracle_is_in_bfloat16(case: Case) -> None:
     agreement.assert_as_close_in_bfloat16(case, *prompts(64))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 torch = pytest.importorskip("torch", reason="the oracle is transformers, which needs torch")
+torch.set_num_threads(1)  # two workers of pytest have two cores between them
 transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
 
 VOCAB = 320
