@@ -31,6 +31,8 @@ from engine.planning.slices import Slice, Wraps
 
 STARTUP_SECONDS = 300.0
 """Of a worker: reading the weights and compiling. An assumption; it is shown."""
+STARTUP_ERROR = 0.5
+"""Of what is assumed of a start, relative: one standard deviation."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class JobAsked:
     most_chips: int = 256
     """Of all workers together."""
     startup_seconds: float = STARTUP_SECONDS
+    startup_error_fraction: float = STARTUP_ERROR
+    """Of the start; 0 where somebody has said it."""
 
     @property
     def prompt_phase(self) -> Phase:
@@ -161,10 +165,10 @@ class JobPlan:
 
     @property
     def seconds_range(self) -> tuple[float, float]:
-        """One standard deviation either way."""
-        start = self.asked.startup_seconds
-        work, error = self.seconds - start, self.error_fraction
-        return start + work * (1 - error), start + work * (1 + error)
+        """One standard deviation either way, of work and start, which err for different reasons."""
+        start, work = self.asked.startup_seconds, self.prefill_seconds + self.decode_seconds
+        error = math.hypot(work * self.error_fraction, start * self.asked.startup_error_fraction)
+        return max(0.0, self.seconds - error), self.seconds + error
 
     @property
     def chip_seconds(self) -> float:

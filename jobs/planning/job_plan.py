@@ -169,7 +169,7 @@ class JobAnswer:
         }
 
     def _facts(self, plan: JobPlan) -> dict[str, Any]:
-        low, high = self.question.seconds_range(plan)
+        low, high = plan.seconds_range
         price = self.question.price(plan)
         prefill = plan.prefill(plan.main_bucket)
         return {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from engine.compilation.model_named import read_model
 from engine.planning.calibration import Calibration, calibration_of
-from engine.planning.job_cost import STARTUP_SECONDS, JobAsked, JobPlan
+from engine.planning.job_cost import STARTUP_ERROR, STARTUP_SECONDS, JobAsked, JobPlan
 from engine.planning.planner import Pinned
 from engine.planning.program import Dtype
 from engine.planning.slices import Slice
@@ -29,9 +29,6 @@ from pipeline.storage import open_input
 CPU_STARTUP_SECONDS = 10.0
 """Of a job on this machine's processor: an assumption, until a run has told."""
 
-STARTUP_ERROR = 0.5
-"""Of what is assumed of a start; it goes down with the root of the number of runs that have told."""
-
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -49,8 +46,6 @@ class JobQuestion:
     corrections: Mapping[str, Correction] = field(default_factory=dict)
     """By the name of the chip, where earlier runs are known of."""
     startup_from: str = "assumed"
-    startup_error: float = 0.0
-    """Of the start: one standard deviation, relative."""
     history_note: str | None = None
 
     @classmethod
@@ -119,27 +114,20 @@ class JobQuestion:
             None if engine.prefill_tokens == "auto" else engine.prefill_tokens,
             most_chips,
             startup,
+            0.0 if startup_seconds is not None else STARTUP_ERROR / math.sqrt(1 + runs),
         )
         corrected = [
             replace(on, calibration=calibration_on(on).times(known.factor, known.error_fraction)) if known.runs else on
             for on in slices
             for known in (corrections[on.chip.name],)
         ]
-        error = 0.0 if startup_seconds is not None else STARTUP_ERROR / math.sqrt(1 + runs)
         return cls(
-            looked, asked, corrected, corrections=corrections, startup_from=startup_from, startup_error=error,
-            history_note=history.note,
-        )  # fmt: skip
+            looked, asked, corrected, corrections=corrections, startup_from=startup_from, history_note=history.note
+        )
 
     @property
     def job(self) -> Job:
         return self.sample.parts.job
-
-    def seconds_range(self, plan: JobPlan) -> tuple[float, float]:
-        """One standard deviation either way, of work and start, which err for different reasons."""
-        work, start = plan.prefill_seconds + plan.decode_seconds, plan.asked.startup_seconds
-        error = math.hypot(work * plan.error_fraction, start * self.startup_error)
-        return max(0.0, plan.seconds - error), plan.seconds + error
 
     def price(self, plan: JobPlan) -> float | None:
         """Of the whole job."""

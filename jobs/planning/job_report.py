@@ -49,7 +49,7 @@ def _lines(answer: JobAnswer) -> Iterator[tuple[str, str]]:
     if plan.flow:
         slots = f"{plan.slots:,} slots of {workload.max_length:,} tokens"
         yield "decode", f"{_layout(plan.layouts.decode)}, {slots}, {time_words(plan.decode.seconds)} a step"
-    low, high = question.seconds_range(plan)
+    low, high = plan.seconds_range
     yield "time", f"{duration(plan.seconds)}, between {duration(low)} and {duration(high)}"
     shares = {"starting": plan.asked.startup_seconds, prompt: plan.prefill_seconds, "decode": plan.decode_seconds}
     yield "", ", ".join(f"{name} {spent / plan.seconds:.0%}" for name, spent in shares.items() if spent)
@@ -82,7 +82,7 @@ def _cost(answer: JobAnswer, plan: JobPlan) -> str:
     hours = f"{few_digits(plan.chip_seconds / 3600)} chip-hours"
     if price is None or prices is None:
         return hours
-    low, high = (price * seconds / plan.seconds for seconds in answer.question.seconds_range(plan))
+    low, high = (price * seconds / plan.seconds for seconds in plan.seconds_range)
     return (
         f"{few_digits(price)} {prices.currency}, between {few_digits(low)} and {few_digits(high)} "
         f"(prices of {prices.date}); {hours}"

@@ -21,7 +21,7 @@ def prediction_of(answer: JobAnswer, engine: dict[str, Any], chosen: Sequence[st
     """Of the plan that was chosen. `engine`: as in the job file; `chosen`: what of it the job does not say itself."""
     question, plan = answer.question, answer.chosen
     looked, workload, prices = question.sample, question.sample.workload, question.prices
-    low, high = question.seconds_range(plan)
+    low, high = plan.seconds_range
     price = question.price(plan)
     known = question.corrections.get(plan.on.chip.name)
     factor, runs = (known.factor, known.runs) if known else (1.0, 0)
@@ -44,7 +44,7 @@ def prediction_of(answer: JobAnswer, engine: dict[str, Any], chosen: Sequence[st
         startup_seconds=float(plan.asked.startup_seconds),
         prefill_seconds=float(plan.prefill_seconds),
         decode_seconds=float(plan.decode_seconds),
-        startup_error_fraction=float(question.startup_error),
+        startup_error_fraction=float(plan.asked.startup_error_fraction),
         error_fraction=float(plan.error_fraction),
         slots_busy_fraction=float(plan.flow.busy_fraction) if plan.flow else None,
         padding_fraction=float(max(0.0, plan.padding_fraction)),

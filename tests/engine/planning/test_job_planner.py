@@ -78,7 +78,7 @@ def test_goals(plans: list[JobPlan]) -> None:
     assert choose(plans, "cheapest", chip_seconds) == front[-1]
     assert choose(plans, "fastest", chip_seconds) == front[0]
     last = math.inf
-    for budget in sorted(plan.chip_seconds * 1.2 for plan in front):
+    for budget in sorted(plan.chips * plan.seconds_range[1] for plan in front):
         chosen = choose(plans, "fastest", chip_seconds, budget=budget)
         assert chosen.chip_seconds * chosen.seconds_range[1] / chosen.seconds <= budget
         assert chosen.seconds <= last  # a larger budget is never slower
@@ -93,6 +93,22 @@ def test_goals(plans: list[JobPlan]) -> None:
         choose(plans, "fastest", chip_seconds, budget=1.0)
     with pytest.raises(NoFeasiblePlan, match="no plan is done within 60 s, its error included; the fastest"):
         choose(plans, "deadline", chip_seconds, deadline_seconds=60.0)
+
+
+def test_a_start_that_is_assumed_widens_the_interval_and_deadlines_hold_with_it(plans: list[JobPlan]) -> None:
+    plan = min(plans, key=lambda plan: plan.seconds)
+    work = plan.prefill_seconds + plan.decode_seconds
+    low, high = plan.seconds_range
+    assert high - plan.seconds == pytest.approx(math.hypot(150, work * plan.error_fraction))
+    assert low == pytest.approx(max(0.0, 2 * plan.seconds - high))
+    said = replace(plan, asked=replace(plan.asked, startup_error_fraction=0.0))
+    assert said.seconds_range[1] == pytest.approx(300 + work * (1 + plan.error_fraction))
+    between = (said.seconds_range[1] + high) / 2
+    assert choose([said], "deadline", chip_seconds, deadline_seconds=between) == said
+    assert choose([said], "fastest", chip_seconds, budget=said.chips * between) == said
+    for goal in ({"deadline_seconds": between}, {"budget": plan.chips * between}):
+        with pytest.raises(NoFeasiblePlan, match="its error included"):
+            choose([plan], "deadline" if "deadline_seconds" in goal else "fastest", chip_seconds, **goal)
 
 
 def test_what_is_pinned_stays() -> None:
