@@ -49,7 +49,8 @@ class JobAsked:
     slots: int | None = None
     prefill_tokens: int | None = None
     most_chips: int = 256
-    """Of all workers together."""
+    """Of all workers together, where their number is to be chosen."""
+    workers: int | None = None
     startup_seconds: float = STARTUP_SECONDS
     startup_error_fraction: float = STARTUP_ERROR
     """Of the start; 0 where somebody has said it."""

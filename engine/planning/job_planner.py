@@ -41,10 +41,28 @@ _COUNTED_IN_FULL = 3
 
 
 def job_plans(asked: JobAsked, slices: Sequence[Slice]) -> list[JobPlan]:
-    """The best plans of every slice, for every number of workers that there are chips and shards for."""
-    slices = [on for on in slices if on.chips <= asked.most_chips]
+    """The best plans of every slice, for every number of workers that there are chips and shards for; NoFeasiblePlan
+    says why there is none."""
+    slices = _small_enough(asked, slices)
     if not slices:
         raise NoFeasiblePlan(f"no slice has {asked.most_chips} chips or fewer; allow more")
+    found, nearest = _found(asked, slices)
+    if not found:
+        raise _why_none(asked, slices, nearest)
+    return found
+
+
+def fitting_plans(asked: JobAsked, slices: Sequence[Slice]) -> list[JobPlan]:
+    """The same, for who has other things to ask: none where there is none, and why is not worked out."""
+    return _found(asked, _small_enough(asked, slices))[0]
+
+
+def _small_enough(asked: JobAsked, slices: Sequence[Slice]) -> list[Slice]:
+    return [on for on in slices if asked.workers is not None or on.chips <= asked.most_chips]
+
+
+def _found(asked: JobAsked, slices: Sequence[Slice]) -> tuple[list[JobPlan], list[JobPlan]]:
+    """Plans that fit, and of slices where none does the one that lacks the least."""
     found: list[JobPlan] = []
     nearest: list[JobPlan] = []
     for on in slices:
@@ -55,12 +73,13 @@ def job_plans(asked: JobAsked, slices: Sequence[Slice]) -> list[JobPlan]:
             least = min(rough, key=lambda one: one.peak_bytes).plan
             (fitting if least.fits else nearest).append(least)
         found += [replace(plan, workers=workers) for plan in fitting for workers in _workers(asked, on)]
-    if not found:
-        raise _why_none(asked, slices, nearest)
-    return found
+    return found, nearest
 
 
 def _workers(asked: JobAsked, on: Slice) -> Iterator[int]:
+    if asked.workers is not None:
+        yield asked.workers
+        return
     shards = -(-asked.workload.requests // asked.workload.shard_requests)
     workers = 1
     while workers * on.chips <= asked.most_chips and workers <= shards:

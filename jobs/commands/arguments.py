@@ -38,6 +38,15 @@ def add_set_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_goal_options(parser: argparse._ActionsContainer) -> None:
+    """The options that jobs/planning/goal.py reads."""
+    parser.add_argument("--goal", choices=("cheapest", "fastest", "deadline"), help="(default: cheapest)")
+    parser.add_argument(
+        "--budget", metavar="MONEY", help="with the goal fastest: spend no more, in the prices' currency"
+    )
+    parser.add_argument("--deadline", metavar="TIME", help="with the goal deadline: 90min, 6h, 2d")
+
+
 def row_count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of rows")

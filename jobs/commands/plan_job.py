@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from jobs.commands.arguments import add_set_option, positive, seconds, share
+from jobs.commands.arguments import add_goal_options, add_set_option, positive, seconds, share
 from jobs.commands.exit_codes import DONE, TOO_MANY_FAILED
 from jobs.commands.printing import console
 
@@ -84,11 +84,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "measured it (default: all TPUs from v4 on)",
     )
     choice.add_argument("--max-chips", type=positive, default=256, help="of a slice (default: 256)")
-    choice.add_argument("--goal", choices=("cheapest", "fastest", "deadline"), help="(default: cheapest)")
-    choice.add_argument(
-        "--budget", metavar="MONEY", help="with the goal fastest: spend no more, in the prices' currency"
-    )
-    choice.add_argument("--deadline", metavar="TIME", help="with the goal deadline: 90min, 6h, 2d")
+    add_goal_options(choice)
     choice.add_argument(
         "--startup", type=seconds, metavar="SECONDS", help="of a worker (default: as in earlier runs, or else 300)"
     )

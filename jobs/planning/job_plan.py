@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.planning.frontier import frontier
 from engine.planning.job_cost import JobAsked, JobDoesNotFit, JobPlan
-from engine.planning.job_planner import choose, job_plans
+from engine.planning.job_planner import job_plans
 from engine.planning.planner import PhasePlan
 from engine.planning.slices import Slice
 from jobs.planning.job_question import JobQuestion
@@ -42,14 +42,7 @@ class JobAnswer:
             plans = _plans(question)
         except JobDoesNotFit as refused:
             return cls(question, refused.nearest, [], str(refused))
-        chosen = choose(
-            plans,
-            question.goal,
-            question.cost_of,
-            budget=question.budget,
-            deadline_seconds=question.deadline_seconds,
-        )
-        return cls(question, _usual(chosen, plans), plans)
+        return cls(question, _usual(question.choose(plans), plans), plans)
 
     @cached_property
     def frontier(self) -> list[JobPlan]:
@@ -65,7 +58,7 @@ class JobAnswer:
 
     def runners_up(self, count: int = 5) -> list[JobPlan]:
         """The best of every other slice by what is asked for, and of other layouts on the same one."""
-        fastest_first = self.question.goal == "fastest"
+        fastest_first = self.question.goal.name == "fastest"
         key = (lambda plan: plan.seconds) if fastest_first else self.question.cost_of
         best: dict[Any, JobPlan] = {}
         for plan in sorted(self.plans, key=key):
@@ -159,7 +152,7 @@ class JobAnswer:
             "rows_looked_at": looked.looked_at,
             "prompt_tokens": workload.prompt_tokens,
             "completion_tokens": workload.completion_tokens,
-            "goal": question.goal,
+            "goal": question.goal.name,
             "plan": self._facts(self.chosen) | {"engine": self.engine_section},
             "problem": self.problem,
             "runners_up": [self._facts(plan) for plan in self.runners_up()],

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from engine.compilation.model_named import read_model
 from engine.planning.calibration import Calibration, calibration_of
 from engine.planning.job_cost import STARTUP_ERROR, STARTUP_SECONDS, JobAsked, JobPlan
+from engine.planning.job_planner import choose
 from engine.planning.planner import Pinned
 from engine.planning.program import Dtype
 from engine.planning.slices import Slice
 from jobs.launch import Parts, open_parts, refuse_missing_columns
 from jobs.planning.asked import asked_of
+from jobs.planning.goal import CHEAPEST, Goal
 from jobs.planning.history import NOTHING_KNOWN, Correction, History, job_key, model_key
 from jobs.planning.job_sample import JobSample, sample_of
 from jobs.planning.phase_plan import ALL_CHIPS
@@ -29,8 +30,6 @@ from pipeline.storage import open_input
 CPU_STARTUP_SECONDS = 10.0
 """Of a job on this machine's processor: an assumption, until a run has told."""
 
-_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
-
 
 @dataclass(frozen=True)
 class JobQuestion:
@@ -39,9 +38,7 @@ class JobQuestion:
     sample: JobSample
     asked: JobAsked
     slices: Sequence[Slice]
-    goal: str = "cheapest"
-    budget: float | None = None
-    deadline_seconds: float | None = None
+    goal: Goal = CHEAPEST
     prices: Prices | None = None
     corrections: Mapping[str, Correction] = field(default_factory=dict)
     """By the name of the chip, where earlier runs are known of."""
@@ -53,7 +50,8 @@ class JobQuestion:
         cls, job: Job, options: argparse.Namespace, prices: Prices | None, history: History = NOTHING_KNOWN
     ) -> JobQuestion:
         """What `penstock plan JOB.yaml` asks."""
-        goal, budget, deadline = _goal(options, prices)
+        goal = Goal.of(options)
+        goal.refuse_without_prices(prices is not None)
         parts = open_parts(job)
         refuse_missing_columns(parts)
         slices = named_places(options.chips or ALL_CHIPS, options.max_chips, held_in(parts, options.chips == CPU))
@@ -77,7 +75,7 @@ class JobQuestion:
         known = history.completion_tokens(job_key(asked_of(parts)))
         looked = sample_of(parts, options.rows, options.output_tokens, earlier=known)
         question = cls.about(looked, slices, Pinned(mesh), options.max_chips, history, options.startup)
-        return replace(question, goal=goal, budget=budget, deadline_seconds=deadline, prices=prices)
+        return replace(question, goal=goal, prices=prices)
 
     @classmethod
     def about(
@@ -112,9 +110,9 @@ class JobQuestion:
             Pinned.named(None, *engine.decode.names()),
             None if engine.slots == "auto" else engine.slots,
             None if engine.prefill_tokens == "auto" else engine.prefill_tokens,
-            most_chips,
-            startup,
-            0.0 if startup_seconds is not None else STARTUP_ERROR / math.sqrt(1 + runs),
+            most_chips=most_chips,
+            startup_seconds=startup,
+            startup_error_fraction=0.0 if startup_seconds is not None else STARTUP_ERROR / math.sqrt(1 + runs),
         )
         corrected = [
             replace(on, calibration=calibration_on(on).times(known.factor, known.error_fraction)) if known.runs else on
@@ -129,6 +127,11 @@ class JobQuestion:
     def job(self) -> Job:
         return self.sample.parts.job
 
+    def choose(self, plans: Sequence[JobPlan]) -> JobPlan:
+        """By the goal; NoFeasiblePlan if no plan is within budget or deadline."""
+        goal = self.goal
+        return choose(plans, goal.name, self.cost_of, budget=goal.budget, deadline_seconds=goal.deadline_seconds)
+
     def price(self, plan: JobPlan) -> float | None:
         """Of the whole job."""
         return self.prices and self.prices.money(plan.on.chip.name, plan.chip_seconds)
@@ -137,40 +140,6 @@ class JobQuestion:
         """What is compared: money, or else chip-seconds."""
         price = self.price(plan)
         return plan.chip_seconds if price is None else price
-
-
-def _goal(options: argparse.Namespace, prices: Prices | None) -> tuple[str, float | None, float | None]:
-    """The goal, or what a budget or a deadline alone means; refused where they do not go together."""
-    budget = None if options.budget is None else _money(options.budget)
-    deadline = None if options.deadline is None else _seconds(options.deadline)
-    implied = "fastest" if budget is not None else "deadline" if deadline is not None else "cheapest"
-    goal = options.goal or implied
-    if budget is not None and goal != "fastest":
-        raise JobError(f"--budget goes with --goal fastest, not {goal}")
-    if deadline is not None and goal != "deadline":
-        raise JobError(f"--deadline goes with --goal deadline, not {goal}")
-    if goal == "deadline" and deadline is None:
-        raise JobError("--goal deadline needs --deadline, such as 90min, 6h or 2d")
-    if budget is not None and prices is None:
-        raise JobError("--budget needs to know what chips cost: --prices FILE")
-    return goal, budget, deadline
-
-
-def _money(text: str) -> float:
-    try:
-        money = float(text)
-    except ValueError:
-        money = math.nan
-    if not money > 0 or math.isinf(money):
-        raise JobError(f"--budget {text}: write a positive number, in the currency of the prices")
-    return money
-
-
-def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h|d)", text)
-    if found is None or float(found[1]) <= 0:
-        raise JobError(f"--deadline {text}: write a time such as 90min, 6h or 2d")
-    return float(found[1]) * _UNITS[found[2]]
 
 
 def held_in(parts: Parts, on_processor: bool) -> Dtype:
