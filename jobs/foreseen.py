@@ -44,7 +44,9 @@ def prediction_lines(plan: Prediction, share: float = 1.0) -> Iterator[tuple[str
         yield "tokens", f"{plan.prompt_tokens:,.0f} to be read"
     hours = plan.chip_count * seconds / 3600
     if plan.price is None:
-        yield "cost", f"{few_digits(hours)} chip-hours; no price of them is known (--prices FILE)"
+        least, most = (few_digits(plan.chip_count * one / 3600) for one in (low, high))
+        between = f"{few_digits(hours)} chip-hours, between {least} and {most}"
+        yield "cost", f"{between}; no price of them is known (--prices FILE)"
     else:
         hour = plan.price / plan.chip_hours
         money, least, most = (few_digits(plan.chip_count * one / 3600 * hour) for one in (seconds, low, high))

@@ -20,7 +20,7 @@ from jobs.comparison import Comparison
 from jobs.foreseen import foreseen_lines
 from jobs.job_file import store
 from jobs.runners import refuse_elsewhere
-from jobs.settle import NOTHING_SAID, Planning, Settled, kept, learn, settle
+from jobs.settle import NOTHING_SAID, Chooser, Planning, Settled, kept, learn, settle
 from jobs.spec import Job
 from jobs.wording import count_words, duration, failed_words, rate_words, token_words
 from pipeline import cancellation, storage
@@ -162,10 +162,16 @@ def run(
     return outcome
 
 
-def prepare(job: Job, source: Source | None = None, may_be_empty: bool = False) -> tuple[Manifest, list[WorkItem]]:
-    """Checks all that can be checked, plans the output, and finds what is still to be computed there, elsewhere."""
-    _, manifest = _begin(job, source, may_be_empty, NOTHING_SAID, (), chooses=False)
-    return manifest, manifest.todo()
+def prepare(
+    job: Job,
+    planning: Planning,
+    flags: Sequence[str],
+    choose: Chooser,
+    check: Callable[[Settled], object],
+) -> tuple[Settled, Manifest]:
+    """Checks all that can be checked and plans the output, for workers elsewhere in a shape that `choose` settles, if
+    the output has kept none. `check` refuses a shape before it binds the output."""
+    return _begin(job, None, False, planning, flags, choose, check)
 
 
 def _begin(
@@ -174,8 +180,8 @@ def _begin(
     may_be_empty: bool,
     planning: Planning,
     flags: Sequence[str],
-    *,
-    chooses: bool = True,
+    choose: Chooser | None = None,
+    check: Callable[[Settled], object] = lambda settled: None,
 ) -> tuple[Settled, Manifest]:
     """Checks the job, settles in what shape it runs, and plans the output."""
     parts = open_parts(planning.applied(job), source)
@@ -186,13 +192,15 @@ def _begin(
             refuse_missing_columns(parts)
     if not storage.exists(storage.join(output, SUCCESS_NAME)):
         storage.check_writable(output)
-    settled = settle(parts, planning, flags, chooses=chooses)
+    settled = settle(parts, planning, flags, choose)
+    check(settled)
     try:
         plan = _plan(settled.parts, may_be_empty)
     except PlanMismatch:
         if not is_new:
             raise
-        settled = settle(parts, planning, flags, chooses=chooses)  # another run has begun meanwhile, and chosen
+        settled = settle(parts, planning, flags, choose)  # another run has begun meanwhile, and chosen
+        check(settled)
         plan = _plan(settled.parts, may_be_empty)
     return settled, Manifest(output, plan)
 

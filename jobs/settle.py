@@ -8,16 +8,17 @@ in `_prediction.json`. A resumed job has the same, whatever is known by then.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.comparison import Comparison
 from jobs.foreseen import prediction_lines
 from jobs.job_file import with_engine
+from jobs.planning.goal import CHEAPEST, Goal
 from jobs.planning.plan_file import is_open, planned, read_plan_file, refuse_other_job
 from jobs.spec import Job
-from pipeline.errors import PlanMismatch
+from pipeline.errors import JobError, PlanMismatch
 from pipeline.prediction import keep_prediction, read_prediction
 from pipeline.storage import exists, join, list_names
 from pipeline.workplan import read_plan
@@ -26,23 +27,39 @@ from schemas.prediction import PREDICTION_NAME, Prediction
 
 if TYPE_CHECKING:
     from jobs.launch import Parts
+    from jobs.planning.known import Known
 
 _HERE = ("FnApiRunner", "BundleBasedDirectRunner")
 """Beam's runners that compute in this process, unless told to use others (--direct_running_mode=multi_processing)."""
 
 
+MOST_CHIPS = 256
+"""Of all workers together, where their number is to be chosen."""
+
+
 @dataclass(frozen=True)
 class Planning:
-    """What `penstock run` was told about it."""
+    """What `penstock run` and `penstock submit` were told about it."""
 
     plan: Prediction | None = None
     plan_path: str = ""
     prices_path: str | None = None
+    goal: Goal = CHEAPEST
+    """By which the workers of `penstock submit` are chosen; what is here is used as well as it can be."""
+    most_chips: int = MOST_CHIPS
 
     @classmethod
-    def of(cls, plan_path: str | None, prices_path: str | None = None) -> Planning:
+    def of(
+        cls,
+        plan_path: str | None,
+        prices_path: str | None = None,
+        goal: Goal = CHEAPEST,
+        most_chips: int = MOST_CHIPS,
+    ) -> Planning:
+        if plan_path and goal.said:
+            raise JobError(f"{goal.said} is for choosing, and --plan {plan_path} has chosen; leave one of them out")
         plan = read_plan_file(plan_path) if plan_path else None
-        return cls(plan, plan_path or "", prices_path)
+        return cls(plan, plan_path or "", prices_path, goal, most_chips)
 
     def applied(self, job: Job) -> Job:
         return planned(job, self.plan, self.plan_path) if self.plan else job
@@ -63,8 +80,12 @@ class Settled:
     """What a user should know: why nothing is predicted, what could not be read."""
 
 
-def settle(parts: Parts, planning: Planning, flags: Sequence[str] = (), *, chooses: bool = True) -> Settled:
-    """Reads what the output has kept, or else chooses; nothing is written."""
+Chooser = Callable[["Parts", Planning, Sequence[str]], Settled]
+"""Settles a job that nothing is kept of; the last are flags for Beam."""
+
+
+def settle(parts: Parts, planning: Planning, flags: Sequence[str] = (), choose: Chooser | None = None) -> Settled:
+    """Reads what the output has kept, or else chooses, by what is here unless `choose` does it; nothing is written."""
     output = parts.job.output.path
     if planning.plan:
         refuse_other_job(planning.plan, parts, planning.plan_path)
@@ -75,7 +96,7 @@ def settle(parts: Parts, planning: Planning, flags: Sequence[str] = (), *, choos
         parts = with_job(parts, resumed(parts.job, read_plan(output), kept))
         if kept or exists(join(output, SUCCESS_NAME)) or _has_rows(output):
             return Settled(parts, kept, is_kept=kept is not None)
-    return _chosen(parts, planning, flags) if chooses else Settled(parts)
+    return (choose or choose_here)(parts, planning, flags)
 
 
 def _refuse_other_plan(planning: Planning, kept: Prediction, output: str) -> None:
@@ -92,6 +113,9 @@ def resumed(job: Job, plan: Plan, kept: Prediction | None) -> Job:
     """The job with what was chosen for it when its output was begun, where it still leaves that open."""
     values: dict[str, Any] = {}
     layouts = plan.settings.get("layouts")
+    if is_open(job.engine, "mesh"):
+        mesh = layouts.get("mesh", job.engine.mesh) if isinstance(layouts, dict) else job.engine.mesh
+        job = with_engine(job, {"mesh": mesh}, f"{job.output.path}/{PLAN_NAME}")
     if job.engine.layouts() and isinstance(layouts, dict) and layouts.get("mesh") == job.engine.mesh:
         values = {name: _phase(layouts[name]) for name in ("prefill", "decode") if is_open(job.engine, name)}
     if kept:
@@ -115,30 +139,39 @@ def _has_rows(output: str) -> bool:
     return any(name.startswith("part-") for name in list_names(output))
 
 
-def _chosen(parts: Parts, planning: Planning, flags: Sequence[str]) -> Settled:
-    """By the plan that was given, or by what is here."""
-    from jobs.planning.known import Known
+def choose_here(parts: Parts, planning: Planning, flags: Sequence[str]) -> Settled:
+    """By what is here, for which a plan that was given must be."""
     from jobs.planning.places import Here, NothingForeseen
 
-    job, plan = parts.job, planning.plan
-    known = Known.read(planning.prices_path)
-    try:
-        if _is_elsewhere(job, flags):
+    def foreseen(known: Known) -> Prediction:
+        if _is_elsewhere(parts.job, flags):
             raise NothingForeseen("nothing is predicted of chips that are not in this process; see penstock plan")
-        here = Here.found()
+        here, plan = Here.found(), planning.plan
         if plan:
             here.refuse_plan_of_others(plan.chips, plan.workers, planning.plan_path)
         here.check_known()
         from jobs.planning.foresight import foresee  # imports jax
 
-        prediction = foresee(parts, known, here, plan.chips if plan else None)
+        return foresee(parts, known, here, plan.chips if plan else None)
+
+    return by_foresight(parts, planning, foreseen)
+
+
+def by_foresight(parts: Parts, planning: Planning, foreseen: Callable[[Known], Prediction]) -> Settled:
+    """The job in the shape that is foreseen, or that of a plan; as it is, if nothing can be said."""
+    from jobs.planning.known import Known
+    from jobs.planning.places import NothingForeseen
+
+    plan, known = planning.plan, Known.read(planning.prices_path)
+    try:
+        prediction = foreseen(known)
     except NothingForeseen as nothing:
         return Settled(parts, plan, notes=(*known.notes, *(() if plan else (str(nothing),))))
     if plan:
         kept = replace(prediction, engine=plan.engine, chosen=plan.chosen)
         return Settled(parts, kept, notes=known.notes)
     values = {name: prediction.engine.section()[name] for name in prediction.chosen}
-    return Settled(with_job(parts, with_engine(job, values, "what was chosen")), prediction, notes=known.notes)
+    return Settled(with_job(parts, with_engine(parts.job, values, "what was chosen")), prediction, notes=known.notes)
 
 
 def _is_elsewhere(job: Job, flags: Sequence[str]) -> bool:
@@ -176,8 +209,8 @@ def kept(settled: Settled) -> Settled:
     return replace(settled, parts=parts, prediction=there, is_kept=True)
 
 
-def learn(prediction: Prediction, done: Summary, seconds: float) -> None:
-    """Remembers how a run went that took so many seconds, for later plans of the same model."""
+def learn(prediction: Prediction, done: Summary, seconds: float | None) -> None:
+    """Remembers how a run went that took so many seconds, if that is known, for later plans of the same model."""
     from jobs.planning.history import earlier_of, remember
 
     if run := earlier_of(Comparison(prediction, done), seconds):

@@ -7,9 +7,10 @@ import contextlib
 import io
 import json
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from jobs.commands.arguments import add_job
+from jobs.commands.arguments import add_goal_options, add_job, positive
 from jobs.commands.exit_codes import DONE, INTERRUPTED, TOO_MANY_FAILED
 from jobs.commands.printing import print_lines
 
@@ -26,7 +27,12 @@ are never computed again, by whichever runner. What each runner needs to know is
   runner: {name: dataflow, dataflow: {project: P, region: us-central1, temp_location: gs://B/temp, image: IMAGE,
                                       accelerator: v5e, zone: us-central1-a, machines: 4}}
 
-With --dry-run nothing is sent: it prints the work, the workers and Beam's flags, and for Dataflow writes the request.
+What the job leaves open is chosen for the workers' chips: on Dataflow how many chips each has (engine.mesh), layouts,
+slots, the number of machines, with accelerator: auto the chips too; by --goal, or by a plan that was made before. What
+it says stays. The choice and what it is expected to take are kept in the output: penstock status compares.
+
+With --dry-run nothing is sent: it prints the work, what that takes and costs, who chose what of its shape, the workers
+and Beam's flags, and for Dataflow writes the request.
 
 Without --detach it waits until the job is finished; Ctrl-C then stops waiting and leaves the job to its runner (unless
 its workers are in this process). penstock status OUT says how far it is, penstock cancel OUT stops it.
@@ -34,6 +40,8 @@ its workers are in this process). penstock status OUT says how far it is, pensto
 examples:
   penstock submit job.yaml --dry-run
   penstock submit job.yaml --detach
+  penstock submit job.yaml --deadline 6h --prices prices.yaml --max-chips 64 --detach
+  penstock plan job.yaml --chips v5e,v6e --max-chips 8 --out plan.json && penstock submit job.yaml --plan plan.json
   penstock submit job.yaml --runner portable --job-endpoint localhost:8099 --environment PROCESS
   penstock submit job.yaml --runner flink --flink-job-server-jar beam-runners-flink-1.19-job-server-2.77.0.jar
   penstock submit job.yaml --label team=search          (flags that are not listed here go to Beam)
@@ -57,6 +65,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{option.replace('_', '-')}", metavar=metavar, help=f"{text}; stands for --set {field}=..."
         )
+    choice = parser.add_argument_group("how it is planned (docs/planning.md)")
+    choice.add_argument("--plan", metavar="FILE", help="as planned: what penstock plan JOB.yaml --out FILE wrote")
+    choice.add_argument("--prices", metavar="FILE", help="YAML or CSV with the price of a chip-hour")
+    add_goal_options(choice)
+    choice.add_argument(
+        "--max-chips",
+        type=positive,
+        metavar="N",
+        help="of all machines, where the job does not say how many (default: 256)",
+    )
     waiting = parser.add_mutually_exclusive_group()
     waiting.add_argument("--wait", action="store_true", help="return when the job is finished (the default)")
     waiting.add_argument("--detach", action="store_true", help="return when the runner has accepted the job")
@@ -71,18 +89,25 @@ def handle(options: argparse.Namespace) -> int:
 
     from jobs.job_file import load
     from jobs.launch import outcome_lines
+    from jobs.planning.goal import Goal
+    from jobs.settle import MOST_CHIPS, Planning
     from jobs.submission import dry_run, submit
     from jobs.submission.reachable import ends_with_this_process, notes
     from jobs.submission.record import where
 
     job = load(options.job, [*options.set, *_overrides(options)])
+    most_chips = options.max_chips or MOST_CHIPS
+    planning = Planning.of(options.plan, options.prices, Goal.of(options), most_chips)
     if options.dry_run:
-        print_lines(dry_run.dry_run(job, options.flags, options.json))
+        print_lines(dry_run.dry_run(job, options.flags, options.json, planning))
         return DONE
     for note in (*job.notes(), *notes(job)):
         print(f"note: {note}", file=sys.stderr)
 
     screen = sys.stderr
+
+    def tell(lines: Iterable[tuple[str, str]]) -> None:
+        print_lines(lines, screen)
 
     def accepted(submission: Submission) -> None:
         print(f"submitted: {where(submission)}", file=screen, flush=True)
@@ -92,7 +117,15 @@ def handle(options: argparse.Namespace) -> int:
     output = job.output.path
     try:
         with quiet:
-            outcome = submit.submit(job, options.flags, console, detach=options.detach, accepted=accepted)
+            outcome = submit.submit(
+                job,
+                options.flags,
+                console,
+                detach=options.detach,
+                planning=planning,
+                tell=tell,
+                accepted=accepted,
+            )
     except KeyboardInterrupt:
         if ends_with_this_process(job):
             print(f"interrupted; finished shards stay. To go on:\n  {options.line}", file=sys.stderr)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from jobs.runners import known_options
 from jobs.section import Section
 from jobs.spec import Job
-from jobs.submission.dataflow_machines import TPU_HOSTS, gpu_option, tpu_host, with_chip
+from jobs.submission.dataflow_machines import TPU_HOSTS, gpu_machine, gpu_option, tpu_host, with_chip
 from jobs.submission.settings import Dataflow, Flink, Portable, Spark, Workers
 from pipeline.errors import JobError
 
@@ -58,7 +58,7 @@ S = TypeVar("S", bound=Section)
 
 def beam_options(job: Job, flags: Sequence[str] = ()) -> PipelineOptions:
     """What Beam is told for the runner that the job names."""
-    _refuse(flags)
+    refuse_flags(flags)
     return known_options(beam_flags(job), flags)
 
 
@@ -86,6 +86,7 @@ def _section(section: S | None, kind: type[S], name: str) -> S:
 
 
 def _dataflow(job: Job, settings: Dataflow) -> Iterator[str]:
+    assert settings.accelerator != "auto", "jobs/submission/placement.py names it"
     yield "--runner=DataflowRunner"
     yield f"--project={settings.project}"
     yield f"--region={settings.region}"
@@ -99,15 +100,15 @@ def _dataflow(job: Job, settings: Dataflow) -> Iterator[str]:
     yield f"--num_workers={settings.machines}"
     yield f"--max_num_workers={settings.machines}"
     yield "--autoscaling_algorithm=NONE"
+    with_chip(job)  # refuses another chip in engine.chip
     if settings.accelerator in TPU_HOSTS:
-        with_chip(job)  # refuses another chip in engine.chip
         host = tpu_host(settings.accelerator, settings.topology, job.engine.mesh)
         yield f"--dataflow_service_options={host.service_option}"
         yield f"--worker_machine_type={host.machine_type}"
     else:
         if settings.accelerator != "cpu":
             yield f"--dataflow_service_options={gpu_option(settings.accelerator, job.engine.mesh)}"
-        yield f"--worker_machine_type={settings.machine_type}"
+        yield f"--worker_machine_type={gpu_machine(settings.accelerator, settings.machine_type, job.engine.mesh)}"
     optional = {
         "worker_zone": settings.zone,
         "service_account_email": settings.service_account,
@@ -186,7 +187,8 @@ def _workers(settings: Workers) -> Iterator[str]:
         yield f"--environment_config={settings.service_address}"  # Beam 2.77 does not hear its newer option
 
 
-def _refuse(flags: Sequence[str]) -> None:
+def refuse_flags(flags: Sequence[str]) -> None:
+    """Refuses what would break a promise."""
     for flag in flags:
         name, _, value = flag.partition("=")
         reason = _REFUSED.get(name) or _REFUSED_VALUES.get((value or flag).partition("=")[0])

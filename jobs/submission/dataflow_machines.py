@@ -71,9 +71,24 @@ GPU_MACHINES = {
 }
 """GPU -> how its machines' names begin, and one of them."""
 
+_WITH_ITS_GPUS = ("a2-highgpu-", "a2-ultragpu-", "a3-highgpu-")
+"""Families whose machines have as many GPUs as their name says: a2-ultragpu-4g."""
+_GPUS = (1, 2, 4, 8)
+
+CHIPS = {"v5e": "v5e", "v6e": "v6e", "v5p": "v5p", "nvidia-a100-80gb": "a100", "nvidia-h100-80gb": "h100"}
+"""Accelerator -> the chip whose times are known. A nvidia-tesla-a100 has half the memory of that chip."""
+
+TARGET = "{target}"
+"""In the name of an image: which of the images it is that container/Dockerfile makes."""
+
 
 def contradictions(accelerator: str, topology: str, machine_type: str) -> Iterator[tuple[str, str]]:
     """What does not go together, whatever the mesh."""
+    if accelerator == "auto":
+        for field, value in (("topology", topology), ("machine_type", machine_type)):
+            if value != "auto":
+                yield field, f"{value} is of one accelerator: name it, or leave {field} out as well"
+        return
     if hosts := TPU_HOSTS.get(accelerator):
         topologies = {host.topology: host for host in hosts}
         if topology not in ("auto", *topologies):
@@ -86,12 +101,21 @@ def contradictions(accelerator: str, topology: str, machine_type: str) -> Iterat
         return
     if topology != "auto":
         yield "topology", f"is of TPUs; {accelerator} has none, so leave it out"
-    if machine_type == "auto":
+    if machine_type == "auto" and not _is_counted(accelerator):
         example = GPU_MACHINES[accelerator][1] if accelerator in GPU_MACHINES else "n2-standard-16"
         yield "machine_type", f"is missing: name the machine for {accelerator}, such as {example}"
-    elif accelerator in GPU_MACHINES and not machine_type.startswith(GPU_MACHINES[accelerator][0]):
+    elif (
+        machine_type != "auto"
+        and accelerator in GPU_MACHINES
+        and not machine_type.startswith(GPU_MACHINES[accelerator][0])
+    ):
         family, example = GPU_MACHINES[accelerator]
         yield "machine_type", f"{accelerator} is in {family}* machines, such as {example}; got {machine_type}"
+
+
+def _is_counted(accelerator: str) -> bool:
+    """Whether the number of GPUs says which machine has them."""
+    return GPU_MACHINES.get(accelerator, ("",))[0] in _WITH_ITS_GPUS
 
 
 def chips_of(mesh: str) -> int | None:
@@ -133,26 +157,52 @@ def tpu_host(chip: str, topology: str, mesh: str) -> TpuHost:
 
 
 def with_chip(job: Job) -> Job:
-    """The job as its workers are told it: they look for the TPU that was asked for, and say if it is another."""
+    """The job as its workers are told it: they look for the chip that was asked for, and say if it is another."""
     settings = job.runner.dataflow
-    if job.runner.name != "dataflow" or settings is None or settings.accelerator not in TPU_HOSTS:
+    chip = CHIPS.get(settings.accelerator) if job.runner.name == "dataflow" and settings else None
+    if settings is None or chip is None:
         return job
-    if job.engine.chip not in ("auto", settings.accelerator):
+    if job.engine.chip not in ("auto", chip):
         raise JobError(
             f"engine.chip: is {job.engine.chip}, and runner.dataflow.accelerator is {settings.accelerator}; change one "
             "of them"
         )
-    return job.model_copy(update={"engine": job.engine.model_copy(update={"chip": settings.accelerator})})
+    return job.model_copy(update={"engine": job.engine.model_copy(update={"chip": chip})})
 
 
 def gpu_option(accelerator: str, mesh: str) -> str:
     """The service option for as many GPUs as the mesh has."""
+    return f"worker_accelerator=type:{accelerator};count:{_gpus_of(mesh)};install-nvidia-driver"
+
+
+def gpu_machine(accelerator: str, machine_type: str, mesh: str) -> str:
+    """The machine of so many GPUs, or the one that the job names, if it can have them."""
+    if not _is_counted(accelerator):
+        return machine_type
+    count, family = _gpus_of(mesh), GPU_MACHINES[accelerator][0]
+    has = gpus_of_machine(accelerator, machine_type)
+    if count not in has:
+        what = f"{family}* machines have" if machine_type == "auto" else f"{machine_type} has"
+        raise JobError(
+            f"engine.mesh: {mesh} is {count} {'GPU' if count == 1 else 'GPUs'}, and {what} "
+            f"{' or '.join(map(str, has))}; change one of them"
+        )
+    return f"{family}{count}g" if machine_type == "auto" else machine_type
+
+
+def gpus_of_machine(accelerator: str, machine_type: str) -> tuple[int, ...]:
+    """How many GPUs it may have."""
+    found = re.fullmatch(r".*-(\d+)g", machine_type) if _is_counted(accelerator) else None
+    return (int(found[1]),) if found else _GPUS
+
+
+def _gpus_of(mesh: str) -> int:
     count = chips_of(mesh)
     if count is None or "*" in mesh:
         raise JobError(f"engine.mesh: {mesh} does not say how many GPUs a worker has; write such as 1x1x1 or 2x1x1")
-    if count > 8:
-        raise JobError(f"engine.mesh: {mesh} is {count} GPUs, and a worker of Dataflow has at most 8")
-    return f"worker_accelerator=type:{accelerator};count:{count};install-nvidia-driver"
+    if count > max(_GPUS):
+        raise JobError(f"engine.mesh: {mesh} is {count} GPUs, and a worker of Dataflow has at most {max(_GPUS)}")
+    return count
 
 
 def _words(hosts: list[TpuHost]) -> str:

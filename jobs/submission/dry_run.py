@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from jobs import launch
+from jobs.foreseen import foreseen_lines
+from jobs.settle import NOTHING_SAID, Planning, settle
 from jobs.spec import Job
-from jobs.submission.beam_flags import beam_flags, beam_options
+from jobs.submission import placement
+from jobs.submission.beam_flags import beam_flags, beam_options, refuse_flags
+from jobs.submission.choices import choices
 from jobs.submission.dataflow_job import dataflow_request
 from jobs.submission.dataflow_machines import TPU_HOSTS, tpu_host, with_chip
 from jobs.submission.reachable import notes, refuse_unreachable
@@ -21,32 +26,41 @@ from pipeline.workplan import make_plan, plan_job
 from schemas.manifest import PLAN_NAME
 
 
-def dry_run(job: Job, flags: Sequence[str], json_path: str | None) -> Iterator[tuple[str, str]]:
+def dry_run(
+    job: Job, flags: Sequence[str], json_path: str | None, planning: Planning = NOTHING_SAID
+) -> Iterator[tuple[str, str]]:
     """A label and its text, line by line; for Dataflow the request goes to the file `json_path`."""
     refuse_unreachable(job)
     if job.runner.name == "local":
-        raise JobError("--dry-run: the local runner is sent nothing; penstock validate looks at the job")
-    options = beam_options(job, flags)
-    parts = launch.open_parts(job)
+        raise JobError("--dry-run: the local runner is sent nothing; penstock run --dry-run says what the job takes")
+    refuse_flags(flags)
+    asked = placement.applied(job, planning)
+    if job.runner.name != "dataflow":
+        beam_options(asked, flags)
+    parts = launch.open_parts(asked)
     output = job.output.path
-    if storage.exists(storage.join(output, PLAN_NAME)):
-        plan = plan_job(output, parts.source, **launch.asked(parts))
-        todo = Manifest(output, plan).todo()
-    else:
+    is_new = not storage.exists(storage.join(output, PLAN_NAME))
+    if is_new:
         launch.refuse_missing_columns(parts)
-        plan = make_plan(parts.source, **launch.asked(parts))
-        todo = Manifest(output, plan).todo()
+    settled = settle(parts, planning, flags, placement.choose)
+    placed = placement.placed(settled)
+    options = beam_options(placed, flags)
+    find_plan = make_plan if is_new else partial(plan_job, output)
+    plan = find_plan(parts.source, **launch.asked(settled.parts))
+    todo = Manifest(output, plan).todo()
     rows = sum(item.rows for item in todo)
     yield "job", f"{job.name} ({job.task}), to {job.runner.name}; nothing is sent"
     yield "work", f"{count_words(len(todo), 'shard')} to do, {count_words(rows, 'row')}, of {len(plan.shards):,}"
     yield "output", output
-    yield from _workers(job)
-    yield from (("flag", shlex.quote(flag)) for flag in [*beam_flags(job), *flags])
-    yield from (("note", note) for note in notes(job))
+    yield from foreseen_lines(settled, plan.rows_total, rows)
+    yield from choices(job, placed, settled, planning)
+    yield from _workers(placed)
+    yield from (("flag", shlex.quote(flag)) for flag in [*beam_flags(placed), *flags])
+    yield from (("note", note) for note in (*notes(job), *placement.remarks(placed, settled, planning, len(todo))))
     if job.runner.name == "dataflow":
         from pipeline.graph import build
 
-        work = launch.shard_job(with_chip(job), plan, engine_factory=None)
+        work = launch.shard_job(with_chip(placed), plan, engine_factory=None)
         request = dataflow_request(options, lambda pipeline: build(pipeline, todo, work))
         path = Path(json_path or f"{job.name}.dataflow.json")
         try:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -13,6 +14,7 @@ from pydantic import Field
 from jobs.section import Section
 
 Accelerator = Literal[
+    "auto",
     "v5e", "v6e", "v5p",
     "nvidia-tesla-t4", "nvidia-l4", "nvidia-tesla-a100", "nvidia-a100-80gb", "nvidia-h100-80gb",
     "cpu",
@@ -33,17 +35,20 @@ class Dataflow(Section):
     image: Annotated[
         str, Field(min_length=1, pattern=r"^\S+$", examples=["us-docker.pkg.dev/my-project/penstock/worker:0.1.0-tpu"])
     ]
-    """Container image of the workers, made from container/Dockerfile. It must hold the same Penstock as this one."""
+    """Container image of the workers, made from container/Dockerfile. It must hold the same Penstock as this one.
+    `{target}` in it stands for the kind of worker that it is made for: v5litepod-8, cuda, cpu."""
     accelerator: Accelerator
-    """Which chips the workers have. How many each has is `engine.mesh`; each worker holds the whole model."""
+    """Which chips the workers have; `auto` is what suits the goal (`penstock submit --goal`). Each worker holds the
+    whole model, on the chips of `engine.mesh`: on as many as suit, if the job does not say it."""
     topology: Literal["auto", "1x1", "2x2", "2x4", "2x2x1"] = "auto"
-    """How the chips of a TPU worker are wired; `auto` is the one that has as many as `engine.mesh`."""
+    """How the chips of a TPU worker are wired; `auto` is the one that has as many as the mesh."""
     machine_type: Literal["auto"] | Name = "auto"
-    """The worker's machine. `auto` is the one that the TPU topology needs; for GPUs and CPUs name one."""
+    """The worker's machine. `auto` is the one that has the chips; for T4, L4 and CPUs name one."""
     zone: Annotated[str | None, Field(pattern=r"^[a-z]+-[a-z]+\d+-[a-z]$", examples=["us-central1-a"])] = None
     """The zone of the workers; TPUs and GPUs are not in every zone of a region."""
     machines: Annotated[int, Field(ge=1, le=1000)] = 1
-    """How many workers. Each has a copy of the model and takes one shard after another; their number stays."""
+    """How many workers. Each has a copy of the model and takes one shard after another; their number stays. If the job
+    does not say it: one, or as many as `--goal` or `--deadline` of `penstock submit` takes."""
     shard_timeout_minutes: Annotated[int, Field(ge=1, le=10_000)] = 240
     """A worker whose shard takes longer is taken for hung: it ends itself, and the shard is tried again."""
     service_account: Annotated[str | None, Field(pattern=r"^[^@\s]+@[^@\s]+$")] = None
@@ -58,8 +63,12 @@ class Dataflow(Section):
     """The disk of a worker; it holds the image. By default Dataflow's choice, which large images may fill."""
 
     def _contradictions(self) -> Iterator[tuple[str, str]]:
-        from jobs.submission.dataflow_machines import contradictions
+        from jobs.submission.dataflow_machines import TARGET, contradictions
 
+        if unknown := [word for word in re.findall(r"\{.*?\}|[{}]", self.image) if word != TARGET]:
+            yield "image", f"{unknown[0]} stands for nothing; {TARGET} stands for the kind of worker"
+        if self.accelerator == "auto" and TARGET not in self.image:
+            yield "image", f"is made for one kind of worker; with accelerator auto write {TARGET} where its tag says it"
         if self.zone and not self.zone.startswith(f"{self.region}-"):
             yield "zone", f"{self.zone} is not in region {self.region}"
         if self.network and self.subnetwork:

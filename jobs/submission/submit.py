@@ -7,20 +7,23 @@ to write the output. The runner gets the shards that are missing and nothing els
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jobs import launch
+from jobs.foreseen import foreseen_lines
 from jobs.job_file import store
+from jobs.settle import NOTHING_SAID, Planning, kept, learn
 from jobs.spec import Job
-from jobs.submission import endpoints
-from jobs.submission.beam_flags import beam_options
+from jobs.submission import endpoints, placement
+from jobs.submission.beam_flags import beam_options, refuse_flags
 from jobs.submission.dataflow_machines import with_chip
 from jobs.submission.reachable import ends_with_this_process, is_here, refuse_unreachable
 from jobs.submission.record import record
 from pipeline import cancellation
 from pipeline.errors import JobError, PenstockError
+from schemas.prediction import Prediction
 from schemas.submission import Submission
 
 if TYPE_CHECKING:
@@ -45,26 +48,40 @@ def submit(
     console: Console | None = None,
     *,
     detach: bool = False,
+    planning: Planning = NOTHING_SAID,
+    tell: Callable[[Iterable[tuple[str, str]]], None] = lambda lines: None,
     engine_factory: str | None = None,
     accepted: Callable[[Submission], None] = lambda submission: None,
 ) -> launch.Outcome | Detached:
     """Submits what is missing of a job; when it is finished, or, detached, as soon as the runner has accepted it.
 
-    `accepted` is told of the submission before the wait. Ctrl-C while waiting leaves the job to its runner, unless its
-    workers are in this process.
+    `tell` gets labelled lines of what is foreseen, and `accepted` is told of the submission before the wait. Ctrl-C
+    while waiting leaves the job to its runner, unless its workers are in this process.
     """
     started = time.monotonic()
     if detach and (reason := ends_with_this_process(job)):
         raise JobError(f"--detach: the job would end with this command, because {reason}")
     if job.runner.name == "local":
-        return launch.run(job, flags, console, engine_factory=engine_factory)
+        placement.applied(job, planning)  # refuses a goal
+        return launch.run(job, flags, console, planning=planning, tell=tell, engine_factory=engine_factory)
     refuse_unreachable(job)
-    options = beam_options(job, flags)
+    refuse_flags(flags)
+    asked = placement.applied(job, planning)
+    if job.runner.name != "dataflow":
+        beam_options(asked, flags)
     endpoints.require(job)
-    manifest, todo = launch.prepare(job)
+    settled, manifest = launch.prepare(
+        asked, planning, flags, placement.choose, lambda settled: beam_options(placement.placed(settled), flags)
+    )
+    todo = manifest.todo()
     if not todo:
         return launch.finish(job, manifest, todo, started)
-    store(job, job.output.path)
+    store(asked, job.output.path)
+    settled = kept(settled)
+    job = placement.placed(settled)
+    tell(foreseen_lines(settled, manifest.plan.rows_total, sum(item.rows for item in todo)))
+    tell(("note", remark) for remark in placement.remarks(job, settled, planning, len(todo)))
+    options = beam_options(job, flags)
     work = launch.shard_job(with_chip(job), manifest.plan, engine_factory, cancellation.begin(job.output.path))
 
     from jobs import beam_run
@@ -77,7 +94,16 @@ def submit(
         return Detached(job, submission, len(todo))
     with beam_run.shown(manifest, todo, console):
         beam_run.in_thread(result.wait_until_finish, stops_shards=is_here(job))
-    return launch.finish(job, manifest, todo, started)
+    outcome = replace(launch.finish(job, manifest, todo, started), prediction=settled.prediction)
+    _learn(job, settled.prediction, outcome)
+    return outcome
+
+
+def _learn(job: Job, prediction: Prediction | None, outcome: launch.Outcome) -> None:
+    """A start elsewhere is mostly waiting for machines, of which nothing is learnt; and nothing at all is, where the
+    runner alone knows how many workers there were."""
+    if prediction and (is_here(job) or job.runner.name == "dataflow"):
+        learn(prediction, outcome.this_run, outcome.seconds if is_here(job) else None)
 
 
 def _accepted(pipeline: Any, job: Job) -> Any:
