@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from jobs.submission.dataflow_machines import TPU_HOSTS, gpu_option, tpu_host, with_chip
+from jobs.submission.dataflow_machines import TPU_HOSTS, gpu_machine, gpu_option, tpu_host, with_chip
 from pipeline.errors import JobError
 from tests.jobs.submission.jobs import DATAFLOW, dataflow_job, job
 
@@ -58,10 +58,33 @@ def test_gpus_of_a_worker_are_those_of_the_mesh() -> None:
             gpu_option("nvidia-l4", mesh)
 
 
+@pytest.mark.parametrize(
+    ("accelerator", "machine", "mesh", "found"),
+    [
+        ("nvidia-tesla-a100", "auto", "1x1x1", "a2-highgpu-1g"),
+        ("nvidia-a100-80gb", "auto", "2x2x1", "a2-ultragpu-4g"),
+        ("nvidia-h100-80gb", "auto", "8", "a3-highgpu-8g"),
+        ("nvidia-h100-80gb", "a3-highgpu-8g", "2x4x1", "a3-highgpu-8g"),
+        ("nvidia-l4", "g2-standard-24", "2x1x1", "g2-standard-24"),
+        ("cpu", "n2-standard-8", "4x1x1", "n2-standard-8"),
+    ],
+)
+def test_the_machine_of_so_many_gpus(accelerator: str, machine: str, mesh: str, found: str) -> None:
+    assert gpu_machine(accelerator, machine, mesh) == found
+
+
+def test_a_machine_with_other_gpus_is_refused() -> None:
+    with pytest.raises(JobError, match="engine.mesh: 2x1x1 is 2 GPUs, and a2-ultragpu-4g has 4; change one"):
+        gpu_machine("nvidia-a100-80gb", "a2-ultragpu-4g", "2x1x1")
+    with pytest.raises(JobError, match=re.escape("3 GPUs, and a3-highgpu-* machines have 1 or 2 or 4 or 8")):
+        gpu_machine("nvidia-h100-80gb", "auto", "3x1x1")
+
+
 def test_workers_look_for_the_chip_that_was_asked_for() -> None:
     assert with_chip(dataflow_job(accelerator="v6e")).engine.chip == "v6e"
     gpu = dataflow_job(accelerator="nvidia-l4", machine_type="g2-standard-8")
     assert with_chip(gpu) == gpu
+    assert with_chip(dataflow_job(accelerator="nvidia-h100-80gb")).engine.chip == "h100"
     other = job({"name": "dataflow", "dataflow": DATAFLOW}, engine={"chip": "v6e"})
     with pytest.raises(JobError, match=r"engine.chip: is v6e, and runner.dataflow.accelerator is v5e"):
         with_chip(other)
