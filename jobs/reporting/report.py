@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from jobs.reporting.facts import read_facts
-from jobs.reporting.outputs import find_outputs
+from jobs.reporting.outputs import find_outputs, newest
 from jobs.reporting.page import MARK, page
 from jobs.reporting.sampling import SAMPLED_ROWS
 from jobs.reporting.trend import Partition, trend
@@ -49,7 +49,7 @@ def write_report(places: Sequence[str], path: str, *, last: int = 100, sampled_r
     """Reads the outputs at `places` and writes the page to `path`."""
     _refuse_other_files(path)
     outputs = find_outputs(places)
-    shown = outputs[-last:]
+    shown = [newest(output) for output in outputs[-last:]]
     share = SAMPLED_ROWS if len(shown) == 1 else min(SAMPLED_ROWS, max(_LEAST_SAMPLE, _SAMPLED_IN_ALL // len(shown)))
     partitions = trend([read_facts(output, sampled_rows or share) for output in shown])
     html = page(partitions, left_out=len(outputs) - len(shown))

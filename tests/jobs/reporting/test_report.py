@@ -150,6 +150,25 @@ def test_partitions_and_their_drift(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "2 partitions, the last of 5." in _Elements(path.read_text()).words
 
 
+def test_a_partition_is_shown_in_its_newest_version(tmp_path: Path) -> None:
+    root, many = tmp_path / "scored", {"rows": 300, "shard_rows": 300}
+    for key in ("r=eu/dt=1", "r=eu/dt=2", "r=eu/dt=3"):
+        make_output(root / key, lambda n: completion(n) | {"completion_token_count": 4 + n % 5}, **many)
+    replaced = root / "_versions" / "r=eu" / "dt=3"
+    make_output(replaced / "v0002", lambda n: completion(n) | {"completion_token_count": 40 + n % 5}, **many)
+    make_output(replaced / "v0003", shards=0)  # begun, and not done
+    make_output(root / "r=eu" / "dt=2" / "late-0002", rows=5)
+    report = write_report([str(root)], str(tmp_path / "report.html"))
+    labels = ["dt=1", "dt=2 (without 1 addition)", "dt=3 (version 2)"]
+    assert [partition.facts.label for partition in report.partitions] == labels
+    assert "completion length" in report.drifted
+    by_pattern = write_report([f"{root}/r=eu/dt=[13]"], str(tmp_path / "report.html"))
+    assert [partition.facts.label for partition in by_pattern.partitions] == ["dt=1", "dt=3 (version 2)"]
+    named = write_report([str(root / "r=eu" / "dt=3")], str(tmp_path / "report.html"))
+    assert [partition.facts.label for partition in named.partitions] == ["dt=3"]
+    assert named.partitions[0].facts.sample.completion_tokens.max() < 40
+
+
 def test_a_partition_without_rows_done_is_no_baseline(tmp_path: Path) -> None:
     root = tmp_path / "scored"
     for day in range(3):

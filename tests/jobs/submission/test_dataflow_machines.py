@@ -74,7 +74,7 @@ def test_the_machine_of_so_many_gpus(accelerator: str, machine: str, mesh: str, 
 
 
 def test_a_machine_with_other_gpus_is_refused() -> None:
-    with pytest.raises(JobError, match="engine.mesh: 2x1x1 is 2 GPUs, and a2-ultragpu-4g has 4; change one"):
+    with pytest.raises(JobError, match=r"engine.mesh: 2x1x1 is 2 GPUs, and a2-ultragpu-4g has 4; change one"):
         gpu_machine("nvidia-a100-80gb", "a2-ultragpu-4g", "2x1x1")
     with pytest.raises(JobError, match=re.escape("3 GPUs, and a3-highgpu-* machines have 1 or 2 or 4 or 8")):
         gpu_machine("nvidia-h100-80gb", "auto", "3x1x1")
