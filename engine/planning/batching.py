@@ -14,9 +14,8 @@ half the slots, requests, window and shards there are as many steps, and half as
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -168,7 +167,7 @@ def _played(workload: Workload, slots: int, parts: int, window: int, requests: i
 
 def scored(workload: Workload, requests: int, prefill_tokens: int, parts: Parts) -> dict[int, float]:
     """How often the score program of each bucket runs: it takes what is of its length among the requests that wait."""
-    lengths = Counter(request.bucket for request in _requests(workload, len(workload.prompts)))
+    lengths = Counter(_sample(workload)[0])
     window = min(WINDOW, workload.shard_requests * workload.open_shards, requests)
     runs: dict[int, float] = {}
     for bucket, count in lengths.items():
@@ -183,73 +182,54 @@ def buckets_of(workload: Workload) -> tuple[int, ...]:
     return length_buckets(workload.max_length, PAGE_TOKENS)
 
 
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    """A request, or what is left of it."""
-
-    shard: int
-    bucket: int
-    steps: int
-    samples: int
-    part: int = -1
-    """Of the slots, once it has started."""
-    until: int = 0
-    """Step at which the last sample that runs finishes: later ones copy its prompt."""
-
-
-def _requests(workload: Workload, requests: int) -> Iterator[_Waiting]:
-    """The sample, over and over."""
+@lru_cache(maxsize=64)
+def _sample(workload: Workload) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The length bucket of each sampled request, and its steps. The last token of a prompt is decode's."""
     buckets, of_length = buckets_of(workload), dict[int, int]()
-    for tokens in workload.prompts:
-        prefilled = max(1, tokens - (not workload.is_scoring))  # the last token of a prompt is decode's
+    for tokens in set(workload.prompts):
+        prefilled = max(1, tokens - (not workload.is_scoring))
         of_length[tokens] = next((one for one in buckets if one >= prefilled), buckets[-1])
-    each = [(of_length[tokens], steps) for tokens, steps in zip(workload.prompts, workload.completions, strict=True)]
-    for index, (bucket, steps) in zip(range(requests), itertools.cycle(each), strict=False):
-        yield _Waiting(index // workload.shard_requests, bucket, steps, workload.samples)
+    return tuple(of_length[tokens] for tokens in workload.prompts), workload.completions
 
 
 class _Player:
-    """The loop of the engine, with steps for a clock."""
+    """The loop of the engine, with steps for a clock. Requests are numbers: the sample, over and over."""
 
     def __init__(self, workload: Workload, slots: int, parts: int, window: int = WINDOW) -> None:
         self._workload = workload
+        self._bucket_of, self._steps_of = _sample(workload)
         self._most_in_window = window
         self._slots = slots
-        each = -(-slots // parts)
-        self._free = [each] * parts
-        self._freest = [(-each, part) for part in range(parts)]
-        """A heap of what was free in each part when it last changed; only what still holds counts."""
-        self._behind: deque[_Waiting] = deque()
-        self._window: dict[int, deque[_Waiting]] = {}
+        self._free = [-(-slots // parts)] * parts
+        self._opened = self._entered = self._started = 0
+        """Requests of open shards, those that have come into the window, those with all samples in slots."""
+        self._left: dict[int, int] = {}
+        """Unfinished sequences of each open shard."""
+        self._window: dict[int, deque[int]] = {}
         """The first that wait, by bucket, in the order in which each bucket first appears."""
-        self._in_window = 0
-        self._running: list[tuple[int, int, int]] = []
-        """(step at which it finishes, shard, part)"""
+        self._begun: tuple[int, int, int] | None = None
+        """Of the first that waits: samples that are left of it, the part that has the others, the step at which the
+        last of these finishes: later ones copy its prompt."""
+        self._ends: list[int] = []
+        """A heap of the steps at which sequences finish."""
+        self._finishing: dict[int, dict[tuple[int, int], int]] = {}
+        """At each: (shard, part) -> how many."""
+        self._running = 0
         self._admitted: Counter[tuple[int, int]] = Counter()
         self._busy = 0
 
     def play(self, requests: int) -> Flow:
-        workload, arriving = self._workload, _requests(self._workload, requests)
-        left: Counter[int] = Counter()  # unfinished sequences of each open shard
-        running = self._running
         step = chunks = 0
-        coming = next(arriving, None)
-        while coming or self._in_window or self._behind or running:
-            while coming and (coming.shard in left or len(left) < workload.open_shards):
-                left[coming.shard] += coming.samples
-                self._behind.append(coming)
-                coming = next(arriving, None)
-            self._admit(step)
-            waits = self._in_window or self._behind
-            enough = max(1, len(running) // 8) if waits else len(running)
+        while self._started < requests or self._running:
+            self._open_shards(requests)
+            self._fill_window()
+            if self._window:
+                self._admit(step)
+            enough = max(1, self._running // 8) if self._started < self._opened else self._running
             last, end, finished = step + CHUNK_STEPS, step, 0
-            while running and running[0][0] <= last and (finished < enough or running[0][0] == end):
-                end, shard, part = heapq.heappop(running)
-                self._change(part, 1)
-                finished += 1
-                left[shard] -= 1
-                if not left[shard]:
-                    del left[shard]
+            while self._ends and self._ends[0] <= last and finished < enough:
+                end = heapq.heappop(self._ends)
+                finished += self._finish(self._finishing.pop(end))
             step = end if finished >= enough else last
             chunks += 1
         return self._flow(step, chunks)
@@ -258,56 +238,88 @@ class _Player:
         times = {key: float(count) for key, count in self._admitted.items()}
         return Flow(self._slots, len(self._free), float(step), float(chunks), float(self._busy), times)
 
-    def _admit(self, step: int) -> None:
-        """Gives free slots to those that wait: the oldest, and others of its bucket."""
-        while self._in_window < self._most_in_window and self._behind:
-            request = self._behind.popleft()
-            waiting = self._window.get(request.bucket)
+    def _open_shards(self, requests: int) -> None:
+        workload, size = self._workload, self._workload.shard_requests
+        while self._opened < requests and len(self._left) < workload.open_shards:
+            shard, opened = self._opened // size, min(size, requests - self._opened)
+            self._left[shard] = opened * workload.samples
+            self._opened += opened
+
+    def _fill_window(self) -> None:
+        buckets = self._bucket_of
+        upto = min(self._opened, self._started + self._most_in_window)
+        for request in range(self._entered, upto):
+            bucket = buckets[request % len(buckets)]
+            waiting = self._window.get(bucket)
             if waiting is None:
-                self._window[request.bucket] = waiting = deque()
+                self._window[bucket] = waiting = deque()
             waiting.append(request)
-            self._in_window += 1
+        self._entered = max(self._entered, upto)
+
+    def _admit(self, step: int) -> None:
+        """Gives free slots to those that wait: the oldest, and others of its bucket. A request goes where most is
+        free."""
+        steps_of, free, finishing = self._steps_of, self._free, self._finishing
+        size, samples = self._workload.shard_requests, self._workload.samples
+        freest: list[tuple[int, int]] | None = None
         for bucket in list(self._window):
             prompts: dict[int, int] = {}
-            requests = self._window[bucket]
-            while requests and self._start(requests[0], step, prompts):
-                requests.popleft()
-                self._in_window -= 1
+            waiting = self._window[bucket]
+            while waiting:
+                if self._begun:
+                    left, part, until = self._begun
+                    if not free[part]:
+                        break
+                else:
+                    freest = self._freest() if freest is None else freest
+                    if not freest:
+                        break
+                    left, part, until = samples, freest[0][1], 0
+                request, started = waiting[0], min(free[part], left)
+                if until <= step:  # no sample of it runs, or none any more
+                    prompts[part] = prompts.get(part, 0) + 1
+                steps = steps_of[request % len(steps_of)]
+                group = finishing.get(step + steps)
+                if group is None:
+                    finishing[step + steps] = group = {}
+                    heapq.heappush(self._ends, step + steps)
+                key = (request // size, part)
+                group[key] = group.get(key, 0) + started
+                self._running += started
+                self._busy += started * steps
+                free[part] -= started
+                if freest is None:
+                    pass  # the first that waits goes on in its part, and no other was looked for
+                elif free[part]:
+                    heapq.heapreplace(freest, (-free[part], part))
+                else:
+                    heapq.heappop(freest)
+                if started < left:
+                    self._begun = (left - started, part, step + steps)
+                    break
+                self._begun = None
+                waiting.popleft()
+                self._started += 1
             if prompts:
                 self._admitted[bucket, max(prompts.values())] += 1
-            if requests:
+            if waiting:
                 return
             del self._window[bucket]
 
-    def _start(self, request: _Waiting, step: int, prompts: dict[int, int]) -> bool:
-        """Starts as many of a request's samples as there are slots in its part; whether that is all of them."""
-        part = request.part
-        if part < 0:
-            part = self._freest_part()
-            if not self._free[part]:
-                return False
-            request.part = part
-        started = min(self._free[part], request.samples)
-        if not started:
-            return False
-        if request.until <= step:  # no sample of it runs, or none any more
-            prompts[part] = prompts.get(part, 0) + 1
-        request.until = step + request.steps
-        for _ in range(started):
-            heapq.heappush(self._running, (request.until, request.shard, part))
-        self._busy += started * request.steps
-        self._change(part, -started)
-        request.samples -= started
-        return not request.samples
+    def _freest(self) -> list[tuple[int, int]]:
+        """A heap of the parts that have free slots."""
+        heap = [(-slots, part) for part, slots in enumerate(self._free) if slots]
+        heapq.heapify(heap)
+        return heap
 
-    def _freest_part(self) -> int:
-        if len(self._free) == 1:
-            return 0
-        while -self._freest[0][0] != self._free[self._freest[0][1]]:
-            heapq.heappop(self._freest)
-        return self._freest[0][1]
-
-    def _change(self, part: int, by: int) -> None:
-        self._free[part] += by
-        if len(self._free) > 1:
-            heapq.heappush(self._freest, (-self._free[part], part))
+    def _finish(self, group: dict[tuple[int, int], int]) -> int:
+        """How many sequences those are that finish together."""
+        finished = 0
+        for (shard, part), count in group.items():
+            self._free[part] += count
+            self._left[shard] -= count
+            if not self._left[shard]:
+                del self._left[shard]
+            finished += count
+        self._running -= finished
+        return finished
