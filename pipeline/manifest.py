@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from schemas.documents import DocumentError, NewerVersion
@@ -247,6 +246,8 @@ def _check(entry: ShardEntry, facts: PlanFacts, shard: int, url: str) -> None:
 
 def _failed_rows(parquet: pq.ParquetFile) -> str:
     """The failed rows as JSON lines, without what is null."""
+    import pyarrow.compute as pc  # not above: it takes a tenth of a second, and few commands look at failed rows
+
     return "".join(
         json_line({name: value for name, value in row.items() if value is not None})
         for batch in parquet.iter_batches(batch_size=1024)

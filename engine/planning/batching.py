@@ -16,8 +16,8 @@ from __future__ import annotations
 import heapq
 from collections import Counter, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
 
 from engine.planning.buckets import CHUNK_STEPS, PAGE_TOKENS, Parts, bucket_rows, length_buckets
 
@@ -49,7 +49,15 @@ class Workload:
     shard_requests: int = 1000
     open_shards: int = 2
 
-    @property
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Kept: what is played is looked up by it thousands of times, and a sample is long."""
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
+
+    @cached_property
     def is_scoring(self) -> bool:
         return not any(self.completions)
 

@@ -11,7 +11,6 @@ weights at rest. Both programs must fit beside the cache: a prefill's temporarie
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -101,12 +100,9 @@ class JobPlan:
             return scored(self.asked.workload, self.requests, self.prefill_tokens, self.parts)
         return self.flow.prefills(self.prefill_tokens, self.parts)
 
-    def rough_prefills(self) -> Iterable[tuple[int, float]]:
-        """As `prefills`, as though slots were in one part; that is known for many plans at once."""
-        workload = self.asked.workload
-        if workload.is_scoring:
-            return self.prefills.items()
-        return play(workload, self.slots, self.requests).prefills(self.prefill_tokens, self.parts).items()
+    def rough_padded_tokens(self) -> float:
+        """That prefills compute, as though slots were in one part; that is known for many plans at once."""
+        return _rough_padded_tokens(self.asked.workload, self.slots, self.requests, self.prefill_tokens, self.parts)
 
     def rough_steps(self) -> float:
         workload = self.asked.workload
@@ -211,6 +207,15 @@ class JobPlan:
         )  # of a token, in seconds of all peaks
         tokens = (self.asked.workload.prompt_tokens + self.asked.workload.completion_tokens) / self.workers
         return model_flops * tokens / (self.prefill_seconds + self.decode_seconds)
+
+
+@lru_cache(maxsize=4096)
+def _rough_padded_tokens(workload: Workload, slots: int, requests: int, prefill_tokens: int, parts: Parts) -> float:
+    if workload.is_scoring:
+        prefills = scored(workload, requests, prefill_tokens, parts)
+    else:
+        prefills = play(workload, slots, requests).prefills(prefill_tokens, parts)
+    return sum(times * bucket * bucket_rows(bucket, prefill_tokens, parts) for bucket, times in prefills.items())
 
 
 class JobDoesNotFit(NoFeasiblePlan):

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from engine.errors import NoFeasiblePlan
-from engine.layout import indivisible
+from engine.layout import HeldSizes, indivisible
 from engine.mesh import MeshShape
+from engine.model.config import ModelConfig
+from engine.model.params import declare_layer
 from engine.planning.batching import Workload, buckets_of
 from engine.planning.buckets import MIN_ROWS, Parts, bucket_rows
 from engine.planning.job_cost import JobAsked, JobDoesNotFit, JobPlan
@@ -30,7 +32,7 @@ from engine.planning.planner import (
     shortfall,
     slice_names,
 )
-from engine.planning.program import Phase
+from engine.planning.program import ITEM_BYTES, Dtype, Phase
 from engine.planning.slices import Slice, slices_of
 
 PREFILL_TOKENS = (8192, 65_536, 524_288)
@@ -46,15 +48,24 @@ def job_plans(asked: JobAsked, slices: Sequence[Slice]) -> list[JobPlan]:
     slices = _small_enough(asked, slices)
     if not slices:
         raise NoFeasiblePlan(f"no slice has {asked.most_chips} chips or fewer; allow more")
-    found, nearest = _found(asked, slices)
+    found = fitting_plans(asked, slices)
     if not found:
-        raise _why_none(asked, slices, nearest)
+        raise _why_none(asked, slices, _found(asked, slices)[1])
     return found
 
 
 def fitting_plans(asked: JobAsked, slices: Sequence[Slice]) -> list[JobPlan]:
     """The same, for who has other things to ask: none where there is none, and why is not worked out."""
-    return _found(asked, _small_enough(asked, slices))[0]
+    least = _least_weight_bytes(asked.config, asked.weights)
+    large = [on for on in _small_enough(asked, slices) if least <= on.limit_bytes * on.chips * on.chip.devices]
+    return _found(asked, large)[0]
+
+
+@lru_cache(maxsize=64)
+def _least_weight_bytes(config: ModelConfig, weights: Dtype) -> float:
+    """Of the matrices of all layers, on all chips together: a slice that has no room for these need not be searched."""
+    layer = declare_layer(config, HeldSizes(config.heads, config.kv_heads, config.vocab))
+    return config.layers * ITEM_BYTES[weights] * sum(one.size for one in layer.values() if one.is_matrix)
 
 
 def _small_enough(asked: JobAsked, slices: Sequence[Slice]) -> list[Slice]:
@@ -110,13 +121,10 @@ def _rough_plans(asked: JobAsked, on: Slice) -> Iterator[_Rough]:
             if indivisible(asked.config, layouts) is None:
                 tokens = asked.prefill_tokens or prompt.asked.batch * prompt.asked.context_tokens
                 plan = JobPlan(asked, on, 1, layouts, wraps, decode.asked.batch, tokens)
-                padded = sum(
-                    times * bucket * bucket_rows(bucket, tokens, plan.parts) for bucket, times in plan.rough_prefills()
-                )
                 held, other = decode.memory, prompt.memory
                 yield _Rough(
                     plan,
-                    padded * prompt.rank / prompt.tokens + plan.rough_steps() * decode.rank,
+                    plan.rough_padded_tokens() * prompt.rank / prompt.tokens + plan.rough_steps() * decode.rank,
                     held.weights + held.cache + max(held.peak - held.weights - held.cache, other.peak - other.weights),
                 )
 
