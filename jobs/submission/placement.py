@@ -22,6 +22,7 @@ from jobs.spec import Job
 from jobs.submission.beam_flags import beam_flags
 from jobs.submission.dataflow_machines import (
     CHIPS,
+    ELSEWHERE,
     TARGET,
     TPU_HOSTS,
     chips_of,
@@ -158,7 +159,10 @@ def _on_dataflow(parts: Parts, planning: Planning, known: Known) -> Prediction:
         if settings.accelerator == "auto":
             raise JobError(f"runner.dataflow.accelerator: auto: {reason}") from nothing
         if chooses_mesh and found:
-            raise JobError(f"engine.mesh: none can be chosen: {reason}. To try all the same, say it") from nothing
+            raise JobError(
+                f"engine.mesh: none can be chosen: {reason}. Workers of Dataflow are single hosts: for a larger slice, "
+                f"{ELSEWHERE}. To try one all the same, say it"
+            ) from nothing
         if plan and said not in (None, plan.workers):
             raise JobError(
                 f"--plan {planning.plan_path} is for {plan.workers} workers, and runner.dataflow.machines is {said}; "
