@@ -65,7 +65,7 @@ def fitting_plans(asked: JobAsked, slices: Sequence[Slice]) -> list[JobPlan]:
 def _least_weight_bytes(config: ModelConfig, weights: Dtype) -> float:
     """Of the matrices of all layers, on all chips together: a slice that has no room for these need not be searched."""
     layer = declare_layer(config, HeldSizes(config.heads, config.kv_heads, config.vocab))
-    return config.layers * ITEM_BYTES[weights] * sum(one.size for one in layer.values() if one.is_matrix)
+    return float(config.layers) * ITEM_BYTES[weights] * sum(one.size for one in layer.values() if one.is_matrix)
 
 
 def _small_enough(asked: JobAsked, slices: Sequence[Slice]) -> list[Slice]:

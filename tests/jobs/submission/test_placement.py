@@ -25,7 +25,7 @@ IMAGE = "us-docker.pkg.dev/my-project/penstock/worker:0.1.0-{target}"
 PRICES = "date: 2026-11-01\ncurrency: USD\nchip_hour: {{v5e: {v5e}, v6e: 2.7, h100: 9}}\n"
 
 
-FEW = ("--set", "engine.slots=8", "--set", "engine.prefill_tokens=1024")
+FEW = ("--set", "engine.slots=8", "--set", "engine.prefill_tokens=1024", "--set", "engine.prefill.attention=heads")
 """Where something else is to be chosen: these are played one by one, which takes a while."""
 ONE = (*FEW, "--set", "engine.mesh=1x1x1")
 
@@ -140,8 +140,7 @@ def test_what_is_pinned_stays(dataflow: Line, told) -> None:
 
 
 def test_what_was_chosen_is_kept_and_goes_on(dataflow: Line, told, tmp_path: Path, capsys) -> None:
-    tokens = ["--set", "engine.prefill_tokens=1024"]
-    code, said, err = dataflow("--detach", *tokens, topology="2x2")
+    code, said, err = dataflow("--detach", *FEW, topology="2x2")
     assert code == DONE
     assert "submitted: dataflow job 17" in err
     assert "plan     v5e:2x2: " in err
@@ -152,13 +151,13 @@ def test_what_was_chosen_is_kept_and_goes_on(dataflow: Line, told, tmp_path: Pat
     assert told[0].settings["max_length"] == "auto"
 
     remember(Earlier(model_key(first.asked), "v5e", job_key(first.asked), 1.0, 900.0, 9.0, 2.5))
-    code, said, _ = dataflow("--dry-run", *tokens, "--deadline", "1s")  # any topology would do now, but it has begun
+    code, said, _ = dataflow("--dry-run", *FEW, "--deadline", "1s")  # any topology would do now, but it has begun
     assert code == DONE
     assert f"kept     engine.mesh: {first.engine.mesh}" in said
     assert "follows  runner.dataflow.topology: 2x2" in said
     assert any("has had its shape since it was begun, so --deadline chooses nothing" in line for line in said)
     (tmp_path / "out" / "_prediction.json").unlink()  # as a driver leaves it that was killed before
-    dataflow("--detach", *tokens, accelerator="v6e", machines=2)
+    dataflow("--detach", *FEW, accelerator="v6e", machines=2)
     assert told[-1].settings == told[0].settings
     assert kept(tmp_path / "out").chips == "v6e:2x2"
     cli.main(["status", str(tmp_path / "out")])
