@@ -33,10 +33,6 @@ _HERE = ("FnApiRunner", "BundleBasedDirectRunner")
 """Beam's runners that compute in this process, unless told to use others (--direct_running_mode=multi_processing)."""
 
 
-MOST_CHIPS = 256
-"""Of all workers together, where their number is to be chosen."""
-
-
 @dataclass(frozen=True)
 class Planning:
     """What `penstock run` and `penstock submit` were told about it."""
@@ -46,7 +42,8 @@ class Planning:
     prices_path: str | None = None
     goal: Goal = CHEAPEST
     """By which the workers of `penstock submit` are chosen; what is here is used as well as it can be."""
-    most_chips: int = MOST_CHIPS
+    most_chips: int | None = None
+    """Of all workers together, where their number is to be chosen."""
 
     @classmethod
     def of(
@@ -54,10 +51,10 @@ class Planning:
         plan_path: str | None,
         prices_path: str | None = None,
         goal: Goal = CHEAPEST,
-        most_chips: int = MOST_CHIPS,
+        most_chips: int | None = None,
     ) -> Planning:
-        if plan_path and goal.said:
-            raise JobError(f"{goal.said} is for choosing, and --plan {plan_path} has chosen; leave one of them out")
+        if plan_path and (said := goal.said or ("--max-chips" if most_chips else "")):
+            raise JobError(f"{said} is for choosing, and --plan {plan_path} has chosen; leave one of them out")
         plan = read_plan_file(plan_path) if plan_path else None
         return cls(plan, plan_path or "", prices_path, goal, most_chips)
 

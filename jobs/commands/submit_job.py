@@ -90,14 +90,13 @@ def handle(options: argparse.Namespace) -> int:
     from jobs.job_file import load
     from jobs.launch import outcome_lines
     from jobs.planning.goal import Goal
-    from jobs.settle import MOST_CHIPS, Planning
+    from jobs.settle import Planning
     from jobs.submission import dry_run, submit
     from jobs.submission.reachable import ends_with_this_process, notes
     from jobs.submission.record import where
 
     job = load(options.job, [*options.set, *_overrides(options)])
-    most_chips = options.max_chips or MOST_CHIPS
-    planning = Planning.of(options.plan, options.prices, Goal.of(options), most_chips)
+    planning = Planning.of(options.plan, options.prices, Goal.of(options), options.max_chips)
     if options.dry_run:
         print_lines(dry_run.dry_run(job, options.flags, options.json, planning))
         return DONE

@@ -36,6 +36,9 @@ from jobs.wording import count_words
 from pipeline.errors import JobError
 from schemas.prediction import Prediction
 
+MOST_CHIPS = 256
+"""Of all machines, where neither the job nor the command says how many."""
+
 if TYPE_CHECKING:
     from jobs.launch import Parts
     from jobs.planning.known import Known
@@ -43,11 +46,12 @@ if TYPE_CHECKING:
 
 def applied(job: Job, planning: Planning) -> Job:
     """The job with what a plan says; what no plan or goal can ask of its runner is refused."""
-    runner, plan, goal = job.runner, planning.plan, planning.goal
-    if goal.said and runner.name != "dataflow":
-        raise JobError(
-            f"{goal.said}: is for runner dataflow, whose machines can be chosen; those of {runner.name} are as they are"
-        )
+    runner, plan = job.runner, planning.plan
+    said = planning.goal.said or ("--max-chips" if planning.most_chips else "")
+    if said and runner.name != "dataflow":
+        raise JobError(f"{said}: is for runner dataflow, whose machines can be chosen; those of {runner.name} cannot")
+    if planning.most_chips and "machines" in _settings(job).model_fields_set:
+        raise JobError(f"--max-chips: runner.dataflow.machines says how many there are, {_settings(job).machines}")
     if runner.name == "dataflow":
         for accelerator in _accelerators(job):
             _slices(job, accelerator)  # refuses a mesh that no machine has
@@ -122,7 +126,7 @@ def remarks(job: Job, settled: Settled, planning: Planning, shards: int) -> Iter
         yield f"{job.output.path} has had its shape since it was begun, so {goal.said} chooses nothing"
     if job.runner.name != "dataflow" or settings is None:
         return
-    if settings.machines > shards:
+    if shards and settings.machines > shards:
         idle = count_words(settings.machines - shards, "machine")
         yield f"{count_words(shards, 'shard')} to do, so {idle} of {settings.machines:,} would be idle"
     is_fixed = TARGET not in _settings(settled.parts.job).image
@@ -149,7 +153,7 @@ def _on_dataflow(parts: Parts, planning: Planning, known: Known) -> Prediction:
             found,
             planning.goal,
             workers=said or (plan.workers if plan else None),
-            most_chips=planning.most_chips,
+            most_chips=planning.most_chips or MOST_CHIPS,
             chooses_mesh=chooses_mesh,
         )
     except NothingForeseen as nothing:
@@ -184,7 +188,7 @@ def _on_unknown_workers(parts: Parts, planning: Planning, known: Known) -> Predi
     assert mesh
     plan, chips = planning.plan, -(-mesh.chips // chip.devices)
     on = Slice.parse(plan.chips) if plan else whole_slice(chip, chips)
-    return foresee_on(parts, known, [on], planning.goal, workers=1, most_chips=planning.most_chips, chooses_mesh=False)
+    return foresee_on(parts, known, [on], planning.goal, workers=1, most_chips=MOST_CHIPS, chooses_mesh=False)
 
 
 def _settings(job: Job) -> Dataflow:

@@ -176,6 +176,8 @@ def test_what_was_chosen_is_kept_and_goes_on(dataflow: Line, told, tmp_path: Pat
             {"accelerator": "nvidia-l4", "machine_type": "g2-standard-8"},
             "--deadline: nothing is predicted of nvidia-l4: its times are not known",
         ),
+        (["--max-chips", "8"], {"machines": 2}, "--max-chips: runner.dataflow.machines says how many there are, 2"),
+        (["--plan", "plan.json", "--max-chips", "8"], {}, "--max-chips is for choosing, and --plan plan.json has"),
         (["--plan", "plan.json", "--goal", "fastest"], {}, "--goal is for choosing, and --plan plan.json has chosen"),
     ],
 )
