@@ -62,7 +62,7 @@ def assert_same_logits(case: Case, prompts: list[Tokens]) -> None:
 def assert_same_tokens_and_logprobs(case: Case, prompts: list[Tokens], steps: int) -> None:
     """Of greedy continuations, and of the whole texts when they are scored.
 
-    A continuation is the oracle's if each token is its likeliest after those before; one pass over the text has them all.
+    A continuation is the oracle's if each token is its likeliest after those before; one pass over the text has all.
     """
     sampling = Sampling(max_tokens=steps, ignore_eos=True)
     with Engine.load(case.checkpoint, dtype="float32", slots=8) as engine:
