@@ -52,7 +52,7 @@ def test_a_finished_job_reruns_without_beam_or_jax_and_changes_no_file(
 def test_an_interrupted_job_says_how_to_go_on_and_goes_on(write_job: Callable[..., str], tmp_path: Path) -> None:
     path = write_job(200)
     whole = launch.run(load(path, ["output.path=whole"]), engine_factory=FACTORY)
-    first = running.command("slow", "run", path, "--set", "output.shard_rows=5", "--set", "engine.slots=1")
+    first = running.command("crawling", "run", path, "--set", "output.shard_rows=5", "--set", "engine.slots=1")
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out").glob("part-*")):
         assert time.monotonic() < deadline
