@@ -14,10 +14,11 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
 from engine.errors import EngineError
 from jobs.progress import Counts, Progress
+from jobs.silence import Silence, WorkersSilent
 from pipeline import activity
 from pipeline.errors import JobError, PenstockError, RunFailed
 from pipeline.graph import build
@@ -33,6 +34,11 @@ logger = logging.getLogger(__name__)
 STOP_SECONDS = 10.0
 """How long Ctrl-C and SIGTERM wait for open shards to let go; a second one does not wait."""
 
+PROCESSES_SILENT_SECONDS = 1800.0
+"""How long worker processes of this machine (--direct_running_mode=multi_processing) may show no sign of life."""
+PROCESSES_REMEDY = "Finished shards stay; the same command goes on with the others"
+
+_WORKER_DIED = "Channel closed prematurely"  # all that Beam says of it
 _OURS = re.compile(r"(?:pipeline|engine)\.[\w.]+: (.+)")  # the last line of a traceback of ours
 _WHILE_RUNNING = re.compile(r" \[while running '.*'\]")
 
@@ -46,8 +52,10 @@ def compute(
 ) -> None:
     """Runs the shards in `todo`; returns when the job is declared finished."""
     pipeline = new_pipeline(todo, work, options)
+    are_elsewhere = options.view_as(DirectOptions).direct_running_mode == "multi_processing"
+    silence = Silence(work.output, PROCESSES_SILENT_SECONDS, PROCESSES_REMEDY) if are_elsewhere else None
     with shown(manifest, todo, console):
-        in_thread(lambda: pipeline.run().wait_until_finish())
+        in_thread(lambda: pipeline.run().wait_until_finish(), silence=silence)
 
 
 def new_pipeline(todo: Sequence[WorkItem], work: ShardJob, options: PipelineOptions) -> beam.Pipeline:
@@ -62,10 +70,13 @@ def new_pipeline(todo: Sequence[WorkItem], work: ShardJob, options: PipelineOpti
     return pipeline
 
 
-def in_thread(run_to_the_end: Callable[[], object], *, stops_shards: bool = True) -> None:
+def in_thread(
+    run_to_the_end: Callable[[], object], *, stops_shards: bool = True, silence: Silence | None = None
+) -> None:
     """Waits in the main thread, so that Ctrl-C is heard; what goes wrong is said in our own words.
 
-    With `stops_shards` Ctrl-C stops the shards of this process; without, whoever has them goes on.
+    With `stops_shards` Ctrl-C stops the shards of this process; without, whoever has them goes on. Where the workers
+    are other processes, `silence` gives up waiting for some that are gone.
     """
     finished: Future[None] = Future()
 
@@ -78,7 +89,11 @@ def in_thread(run_to_the_end: Callable[[], object], *, stops_shards: bool = True
 
     threading.Thread(target=run, name="beam", daemon=True).start()
     try:
+        while silence and not wait([finished], timeout=silence.pause_seconds).done:
+            silence.look()
         finished.result()
+    except WorkersSilent:
+        raise
     except KeyboardInterrupt:
         if not stops_shards:
             raise
@@ -98,6 +113,11 @@ def reason(error: BaseException) -> str:
     if callable(code := getattr(error, "code", None)) and callable(details := getattr(error, "details", None)):
         return f"the runner cannot be reached any more ({getattr(code(), 'name', code())}: {details()})"
     last = text.splitlines()[-1] if text else type(error).__name__
+    if _WORKER_DIED in last:
+        return (
+            "a worker process ended without a word: it was killed, or its machine ran out of memory (the kernel's log "
+            "says so: dmesg)"
+        )
     ours = _OURS.match(last)
     return ours[1] if ours else f"a shard failed: {last}; -v shows where"
 

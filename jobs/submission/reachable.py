@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jobs.spec import Job
-from jobs.submission.settings import Flink, Spark
+from jobs.submission.settings import Flink, Spark, Workers
 from pipeline.errors import JobError
 
 _STORES = ("gs://", "s3://")
@@ -48,10 +48,15 @@ def notes(job: Job) -> Iterator[str]:
 
 def is_here(job: Job) -> bool:
     """Whether the workers are in this process, so that they end with it."""
+    workers = workers_of(job)
+    return job.runner.name == "local" or (workers is not None and workers.environment == "LOOPBACK")
+
+
+def workers_of(job: Job) -> Workers | None:
+    """Where the job's runner runs our code, if that is the job's to say."""
     runner = job.runner
-    workers = {"portable": runner.portable, "flink": runner.flink or Flink(), "spark": runner.spark or Spark()}
-    section = workers.get(runner.name)
-    return runner.name == "local" or (section is not None and section.environment == "LOOPBACK")
+    sections = {"portable": runner.portable, "flink": runner.flink or Flink(), "spark": runner.spark or Spark()}
+    return sections.get(runner.name)
 
 
 def ends_with_this_process(job: Job) -> str | None:

@@ -88,6 +88,10 @@ class Workers(Section):
     """For PROCESS: the worker program on the runner's machines. By default penstock-worker, from their PATH."""
     service_address: Address | None = None
     """For EXTERNAL: where the pool of workers listens."""
+    silence_minutes: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 30
+    """How long `penstock submit` waits where nothing happens at the output: no worker is new, none renews what it
+    computes (they do so every 40 seconds), no shard gets done. Then it stops waiting and says so, because some runners
+    do not notice when a worker was killed. Must be longer than workers take to be started and to load the model."""
 
     def _contradictions(self) -> Iterator[tuple[str, str]]:
         needs = {"DOCKER": "image", "EXTERNAL": "service_address"}

@@ -15,11 +15,12 @@ from jobs import launch
 from jobs.foreseen import foreseen_lines
 from jobs.job_file import store
 from jobs.settle import NOTHING_SAID, Planning, kept, learn
+from jobs.silence import Silence
 from jobs.spec import Job
 from jobs.submission import endpoints, placement
 from jobs.submission.beam_flags import beam_options, refuse_flags
 from jobs.submission.dataflow_machines import with_chip
-from jobs.submission.reachable import ends_with_this_process, is_here, refuse_unreachable
+from jobs.submission.reachable import ends_with_this_process, is_here, refuse_unreachable, workers_of
 from jobs.submission.record import record
 from pipeline import cancellation
 from pipeline.errors import JobError, PenstockError
@@ -93,7 +94,7 @@ def submit(
     if detach:
         return Detached(job, submission, len(todo))
     with beam_run.shown(manifest, todo, console):
-        beam_run.in_thread(result.wait_until_finish, stops_shards=is_here(job))
+        beam_run.in_thread(result.wait_until_finish, stops_shards=is_here(job), silence=silence(job))
     outcome = replace(launch.finish(job, manifest, todo, started), prediction=settled.prediction)
     _learn(job, settled.prediction, outcome)
     return outcome
@@ -104,6 +105,19 @@ def _learn(job: Job, prediction: Prediction | None, outcome: launch.Outcome) -> 
     runner alone knows how many workers there were."""
     if prediction and (is_here(job) or job.runner.name == "dataflow"):
         learn(prediction, outcome.this_run, outcome.seconds if is_here(job) else None)
+
+
+def silence(job: Job) -> Silence | None:
+    """For the workers of runners that may not notice when these are gone; Dataflow does."""
+    workers = workers_of(job)
+    if workers is None or is_here(job):
+        return None
+    output = job.output.path
+    remedy = (
+        f"Finished shards stay; penstock cancel {output} frees the runner, and the same command goes on with the others. "
+        f"Where workers take longer to come: runner.{job.runner.name}.silence_minutes"
+    )
+    return Silence(output, 60 * workers.silence_minutes, remedy)
 
 
 def _accepted(pipeline: Any, job: Job) -> Any:

@@ -69,6 +69,11 @@ def test_shards_count_where_the_rows_are_made_in_other_processes(manifest: Manif
             RuntimeError("the device was lost [while running 'RunShard']"),
             "a shard failed: the device was lost; -v shows where",
         ),
+        (
+            RuntimeError("Traceback ...\nRuntimeError: Channel closed prematurely."),
+            "a worker process ended without a word: it was killed, or its machine ran out of memory (the kernel's log "
+            "says so: dmesg)",
+        ),
         (ValueError(), "a shard failed: ValueError; -v shows where"),
     ],
 )

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +17,13 @@ import pytest
 from jobs import cli, launch
 from jobs.commands import exit_codes
 from jobs.job_file import load
+from jobs.silence import WorkersSilent
 from jobs.spec import Job
 from jobs.status import read_status, status_lines
 from jobs.submission import worker
 from jobs.submission.record import read_submission
 from jobs.submission.submit import submit
+from pipeline.errors import RunFailed
 from tests.jobs import running
 
 ROOT = Path(__file__).parents[3]
@@ -116,6 +119,48 @@ def test_a_job_is_submitted_cancelled_from_its_output_and_goes_on_in_a_pool_of_w
     assert "is finished: there is nothing to cancel" in capsys.readouterr().err
 
 
+def test_a_worker_that_is_killed_ends_the_wait_with_a_reason_and_the_rest_is_computed_to_the_same_bytes(
+    write_job: Callable[..., str], tmp_path: Path, job_server: str, worker_program: str
+) -> None:
+    path, output = write_job(), tmp_path / "out"
+    shards = ["output.shard_rows=5", "engine.slots=1"]
+    launch.run(load(path, [*shards, "output.path=whole"]), engine_factory="tests.fake_engine:instant")
+    dies_at_once = tmp_path / "dies-at-once"
+    dies_at_once.write_text("#!/bin/sh\nkill -9 $$\n")
+    dies_at_once.chmod(0o755)
+
+    def job(program: object, minutes: float = 5) -> Job:
+        portable = {"job_endpoint": job_server, "environment": "PROCESS", "process_command": str(program)}
+        portable |= {"silence_minutes": minutes}
+        return load(path, [*shards, "runner.name=portable", f"runner.portable={json.dumps(portable)}"])
+
+    # Before it has called back: Beam's job server waits for it for ever.
+    with pytest.raises(WorkersSilent, match=r"no worker has shown a sign of life at .*; penstock cancel .*out frees"):
+        _run(job(dies_at_once, minutes=0.01))
+    assert cli.main(["cancel", str(output)]) == exit_codes.DONE
+
+    def kill_after_the_first_shard() -> None:
+        while not list(output.glob("part-*")):
+            time.sleep(0.02)
+        os.kill(int(Path(f"{worker_program}.pids").read_text().split()[-1]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_after_the_first_shard, daemon=True)
+    killer.start()
+    with pytest.raises(RunFailed, match=r"^a worker process ended without a word: it was killed.*\nfinished shards stay"):
+        _run(job(worker_program), "crawling")
+    killer.join()
+    done = len(list(output.glob("part-*")))
+    assert 0 < done < 20
+
+    outcome = _run(load(path, [*shards]))
+    assert outcome.this_run.shards == 20 - done
+    assert _parts(output) == _parts(tmp_path / "whole")
+
+
+def _parts(output: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in output.glob("part-*")}
+
+
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -127,8 +172,6 @@ def _is_alive(pid: int) -> bool:
 def test_workers_in_the_submitting_process_and_a_failure_in_their_own_words(
     write_job: Callable[..., str], tmp_path: Path, job_server: str
 ) -> None:
-    from jobs.beam_run import RunFailed
-
     job = load(write_job(), ["runner.name=portable", f"runner.portable.job_endpoint={job_server}"])
     with pytest.raises(
         RunFailed, match=r"^a shard failed: .*the device was lost; -v shows where\nfinished shards stay"
