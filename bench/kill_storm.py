@@ -1,11 +1,14 @@
 """Hundreds of kills at random moments: is any result file ever another than that of an undisturbed run?
 
     python -m bench.kill_storm --kills 200
+    python -m bench.kill_storm --kills 40 --only worker,processes
 
 Each round has a fresh output and one kind of disaster, again and again until the job gets through:
 
     run         the process that is driver and worker, on a local disk
     one of two  one of two such processes that do the same job at once
+    worker      a worker in a process of its own, begun by a job server for `penstock submit`, which lives and waits
+    processes   one of two workers that are processes of `penstock run`, which lives and waits
     store       the store itself, gs:// and s3://, begun again on its files a moment later; uploads under way are lost
     disk full   a disk (a tmpfs, as root; else a limit on the size of files) that is full at some point, then is not
 
@@ -30,8 +33,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.worker_kills import JobWithWorkers
 from tests import fake_job
 from tests.equivalence import processes
+from tests.jobs import running
 from tests.pipeline import tiny_tokenizers
 from tests.stores.objects import Objects
 from tests.stores.serving import BUCKET, Process
@@ -40,6 +45,7 @@ ROWS, SHARD_ROWS = 300, 20
 PART_BYTES = 8_000  # of a result file, about
 THREADS = ("--direct_running_mode=multi_threading", "--direct_num_workers=2")
 STORE_KILLS = 6  # in a round
+KINDS = ("run", "gs", "one of two", "disk full", "worker", "s3", "disk full", "processes")
 NEVER_CHANGES = ("part-", "_manifest/", "_errors/", "_plan.json")
 
 Files = dict[str, bytes]
@@ -52,6 +58,8 @@ class Round:
     job: dict[str, Any]
     look: Callable[[], Files]
     expected: Files
+    begin: Callable[[], Any] | None = None
+    """Begins an undisturbed run, where `job` is not what does."""
     committed: Files = field(default_factory=dict)
 
     def check(self) -> str:
@@ -68,12 +76,16 @@ class Round:
 
     def finish(self) -> None:
         """An undisturbed run, after which all must be there."""
-        run = processes.start(**self.job)
-        run.join()
+        if self.begin:
+            code = ended(self.begin())
+        else:
+            run = processes.start(**self.job)
+            run.join()
+            code = run.exitcode
         self.check()
-        parts = {name: data for name, data in self.look().items() if name.startswith("part-")}
-        if run.exitcode or parts != self.expected or "_SUCCESS" not in self.look():
-            raise SystemExit(f"{self.job['output']} was not finished: exit code {run.exitcode}, {len(parts)} files")
+        parts = parts_of(self.look())
+        if code or parts != self.expected or "_SUCCESS" not in self.look():
+            raise SystemExit(f"{self.job['output']} was not finished: exit code {code}, {len(parts)} files")
 
 
 def stage(found: Files) -> str:
@@ -97,6 +109,15 @@ def local_files(output: Path) -> Files:
 def stored_files(objects: Objects, prefix: str) -> Files:
     found = ((facts.key, objects.get(BUCKET, facts.key)) for facts in objects.list(BUCKET, prefix))
     return {key.removeprefix(prefix): stored[1] for key, stored in found if stored}
+
+
+def parts_of(found: Files) -> Files:
+    return {name: data for name, data in found.items() if name.startswith("part-")}
+
+
+def ended(command: subprocess.Popen[str]) -> int:
+    command.communicate()
+    return command.returncode
 
 
 def kill_runs(one: Round, at_once: int, moments: random.Random, seconds: float) -> Iterator[str]:
@@ -172,19 +193,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join(KINDS), help="kinds of disaster, in turn (default: %(default)s)")
     arguments = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="penstock-storm-"))  # stays when something differs
     with (directory / "log").open("wb") as log:
         os.dup2(log.fileno(), 2)  # what the processes have to say, before they are killed
     try:
-        storm(directory, arguments.kills, random.Random(arguments.seed), arguments.seed)
+        storm(directory, arguments.kills, random.Random(arguments.seed), arguments.seed, arguments.only.split(","))
     except SystemExit as found:
         print(found)
         raise
     shutil.rmtree(directory)
 
 
-def storm(directory: Path, wanted: int, moments: random.Random, seed: int) -> None:
+def storm(directory: Path, wanted: int, moments: random.Random, seed: int, kinds: list[str]) -> None:
     job: dict[str, Any] = {
         "source": fake_job.write_jsonl(directory / "in" / "a.jsonl", [*fake_job.questions(ROWS - 1), "not JSON"]),
         "checkpoint": tiny_tokenizers.save_byte_level(directory),
@@ -194,16 +216,30 @@ def storm(directory: Path, wanted: int, moments: random.Random, seed: int) -> No
         "slots": 4,
     }
     fake_job.run(output=directory / "expected", **job)
-    found = local_files(directory / "expected")
-    expected = {name: data for name, data in found.items() if name.startswith("part-")}
+    expected = parts_of(local_files(directory / "expected"))
     seconds = min(seconds_of_a_run(directory / f"timed-{i}", job) for i in range(2))
     print(f"{len(expected)} result files; a run takes {seconds:.1f} s", flush=True)
     kills: Counter[tuple[str, str]] = Counter()
     started = time.monotonic()
-    with stores(directory, seed) as doubles:
-        for number, kind in enumerate(itertools.cycle(("run", "gs", "one of two", "disk full", "s3", "disk full"))):
+    with stores(directory, seed) as doubles, running.job_server(directory) as endpoint:
+        workers = JobWithWorkers(directory / "workers", endpoint, ROWS, SHARD_ROWS)
+        of_workers, worker_seconds = undisturbed(workers, directory, kinds)
+        for number, kind in enumerate(itertools.cycle(kinds)):
             if kills.total() >= wanted:
                 break
+            if kind in ("worker", "processes"):
+                path = directory / f"round-{number}"
+                begin = workers.submitted if kind == "worker" else workers.in_processes
+                one = Round({"output": path}, lambda p=path: local_files(p), of_workers, lambda b=begin, p=path: b(p))
+                kill = workers.kill_submitted if kind == "worker" else workers.kill_one_of_two
+                for how in kill(path, moments, worker_seconds):
+                    kills[f"{kind}, {how}", one.check()] += 1
+                one.finish()
+                shutil.rmtree(path)
+                print(
+                    f"round {number}, {kind}: {kills.total()} disasters, {time.monotonic() - started:.0f} s", flush=True
+                )
+                continue
             if kind in doubles:
                 store, objects = doubles[kind]
                 output = f"{kind}://{BUCKET}/round-{number}"
@@ -235,6 +271,21 @@ def storm(directory: Path, wanted: int, moments: random.Random, seed: int) -> No
     for kind, count in by_kind.most_common():
         places = Counter({where: n for (other, where), n in kills.items() if other == kind})
         print(f"{count:6} {kind}: " + ", ".join(f"{n} {where}" for where, n in places.most_common(6)))
+
+
+def undisturbed(workers: JobWithWorkers, directory: Path, kinds: list[str]) -> tuple[Files, float]:
+    """The result files of the job whose workers are processes, and how long one of them lives."""
+    if not {"worker", "processes"} & set(kinds):
+        return {}, 0.0
+    if ended(workers.run(directory / "workers-expected")):
+        raise SystemExit("the job whose workers are processes does not run")
+    expected = parts_of(local_files(directory / "workers-expected"))
+    started = time.monotonic()
+    if ended(workers.submitted(directory / "workers-timed")):
+        raise SystemExit("the job whose workers are processes cannot be submitted")
+    if parts_of(local_files(directory / "workers-timed")) != expected:
+        raise SystemExit("submitted, a job has other results")
+    return expected, time.monotonic() - started
 
 
 def seconds_of_a_run(output: Path, job: dict[str, Any]) -> float:

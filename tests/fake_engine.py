@@ -232,5 +232,10 @@ def failing(checkpoint: str, **asked: Any) -> FakeEngine:
     return FakeEngine(options=_options(asked), fail_on=range(1 << 62))
 
 
+def breaking_off(checkpoint: str, **asked: Any) -> FakeEngine:
+    """A few rows are answered, and then none."""
+    return FakeEngine(options=_options(asked), fail_on=range(3, 1 << 62))
+
+
 def _options(asked: Mapping[str, Any]) -> Options:
     return Options(**{name: asked[name] for name in ("slots", "max_length") if asked.get(name) is not None})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.scheduling import new_rows
+from jobs.scheduling.run_due import window
+from jobs.scheduling.state import current_files
 from pipeline.records import content_hash
 from pipeline.sources import read_rows
 from pipeline.sources.base import WorkItem
@@ -82,6 +86,22 @@ def test_rows_that_failed_are_new_again(place: Place) -> None:
     place.call("2026-01-03T00:00")
     status = pq.read_table(place.out / "dt=2026-01-02", columns=["answer", "status"]).to_pylist()
     assert status == [{"answer": 1, "status": "failed"}, {"answer": 1, "status": "ok"}]
+
+
+def test_a_dump_that_changes_under_an_unfinished_day_loses_and_doubles_nothing(
+    place: Place, fake_engine: Callable[[str], None]
+) -> None:
+    place.schedule(**DAILY)
+    questions(place, [0, 1, 2, 3, 4, 5])
+    fake_engine("breaking_off")
+    (result,) = place.call("2026-01-02T00:00").values()
+    assert (result.state, rows(place, "1")) == ("failed", [0, 1])
+    fake_engine("instant")
+    questions(place, [5, 1, 2, 6])
+    place.call("2026-01-03T00:00")
+    looked_at = window(place.scheduled, datetime.datetime(2026, 1, 3, tzinfo=datetime.UTC))
+    found = pq.read_table(list(current_files(place.scheduled, looked_at)), columns=["answer"])
+    assert sorted(found["answer"].to_pylist()) == [1, 2, 5, 6]
 
 
 def test_other_settings_make_every_row_new(place: Place) -> None:

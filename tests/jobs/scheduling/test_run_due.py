@@ -181,16 +181,47 @@ def test_what_broke_off_goes_on_with_the_files_it_was_planned_over(
     assert place.ids() == sorted(f"{KEY}/{i}" for i in range(5))
 
 
-def test_what_broke_off_and_then_changed_is_replaced(place: Place, fake_engine: Callable[[str], None]) -> None:
-    place.write(KEY)
-    fake_engine("failing")
-    place.call("2026-01-05T01:00")
+@pytest.mark.parametrize("late_data", [{}, {"on_change": "refuse", "on_shrink": "refuse"}])
+def test_what_broke_off_and_then_changed_is_replaced(
+    place: Place, fake_engine: Callable[[str], None], late_data: dict[str, str]
+) -> None:
+    """Also where changes are refused: that is to protect results, and there are none yet."""
+    place.schedule(late_data=late_data)
+    place.write(KEY, range(6))
+    fake_engine("breaking_off")
+    assert place.states("2026-01-05T01:00") == {"hour=00": "failed"}
+    broken_off = contents(place.out / KEY)
+    assert sum(name.startswith("part-") for name in broken_off) == 1  # of three
     fake_engine("instant")
-    place.write(KEY, range(5))
+    place.write(KEY, range(1, 5))
     assert place.states("2026-01-05T01:00") == {"hour=00": "done"}
     (current,) = read_versions(str(place.out), KEY).current
     assert current.number == 2
     assert place.states("2026-01-05T01:00") == {"hour=00": "done"}
+    assert contents(place.out / KEY) == broken_off
+    assert files_now(place) == [f"{KEY}/{i}" for i in range(1, 5)]
+
+
+def files_now(place: Place) -> list[str]:
+    """The record ids in the files that `penstock schedule files` names."""
+    looked_at = window(place.scheduled, datetime.datetime(2026, 1, 5, 1, tzinfo=datetime.UTC))
+    return sorted(pd.read_parquet(list(current_files(place.scheduled, looked_at)))["record_id"])
+
+
+def test_an_addition_that_broke_off_and_then_changed_is_replaced_with_all_the_rest(
+    place: Place, fake_engine: Callable[[str], None]
+) -> None:
+    place.write(KEY, range(2))
+    assert place.states("2026-01-05T01:00") == {"hour=00": "done"}
+    place.write(KEY, range(2, 8), file="b")
+    fake_engine("breaking_off")
+    assert place.states("2026-01-05T01:00") == {"hour=00": "failed"}
+    assert len(list((place.out / KEY / "late-0002").glob("part-*"))) == 1
+    assert files_now(place) == [f"{KEY}/{i}" for i in range(2)]
+    fake_engine("instant")
+    place.write(KEY, range(2, 5), file="b")
+    assert place.states("2026-01-05T01:00") == {"hour=00": "done"}
+    assert files_now(place) == [f"{KEY}/{i}" for i in range(5)]
 
 
 def test_an_output_belongs_to_one_schedule(place: Place) -> None:

@@ -1,0 +1,133 @@
+"""A job whose worker is a process of its own, killed while whoever submitted the job lives and waits.
+
+In one form `penstock submit` hands the job to a job server in a process of its own, which starts `penstock-worker`
+(environment PROCESS); in the other `penstock run` has two processes of Beam's compute (`multi_processing`). What waits
+must end soon, with exit code 2 and a sentence that says what happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests import fake_job
+from tests.engine.tiny_checkpoint import write_tiny_checkpoint
+from tests.jobs import running
+from tests.pipeline.tiny_tokenizers import save_byte_level
+
+SILENCE_SECONDS = 40.0
+"""Longer than a worker takes to come, on a busy machine."""
+WAITS_SECONDS = SILENCE_SECONDS + 60
+"""After a kill: whoever still waits then, hangs."""
+SAYS = ("a worker process ended without a word", "no worker has shown a sign of life")
+JOB = """\
+name: storm
+task: generate
+model: {{checkpoint: {checkpoint}}}
+input: {{path: {source}, id: id}}
+prompt: {{template: "Q: {{{{ question }}}}\\nA:"}}
+sampling: {{max_tokens: 24, seed: 7, temperature: 1, n: 2, stop: [e]}}
+output: {{path: set on the command line, keep_columns: [answer], shard_rows: {shard_rows}}}
+engine: {{slots: 4}}
+"""
+"""So a shard takes a fifth of a second or so, and kills find it open."""
+
+
+class JobWithWorkers:
+    """The job on disk, a job server for it, and the ways to begin it."""
+
+    def __init__(self, directory: Path, endpoint: str, rows: int, shard_rows: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_tiny_checkpoint(directory / "model", vocab_size=512, max_position_embeddings=256)
+        checkpoint = save_byte_level(directory / "model")
+        source = fake_job.write_jsonl(
+            directory / "in.jsonl", [*fake_job.questions(rows - 1), '{"id": "last", "question": 3}']
+        )
+        self._file = directory / "job.yaml"
+        self._file.write_text(JOB.format(checkpoint=checkpoint, source=source, shard_rows=shard_rows))
+        self._pids = directory / "pids"
+        self._program = directory / "penstock-worker"
+        self._program.write_text(
+            f'#!/bin/sh\necho $$ >> {self._pids}\nexec {sys.executable} -m jobs.submission.worker "$@"\n'
+        )
+        self._program.chmod(0o755)
+        self._endpoint = endpoint
+
+    def run(self, output: Path) -> subprocess.Popen[str]:
+        """In one process, undisturbed."""
+        return running.command("crawling", "run", str(self._file), "--set", f"output.path={output}")
+
+    def submitted(self, output: Path) -> subprocess.Popen[str]:
+        self._pids.unlink(missing_ok=True)
+        settings = [f"output.path={output}", f"runner.portable.process_command={self._program}"]
+        settings += [f"runner.portable.silence_minutes={SILENCE_SECONDS / 60}"]
+        flags = ["--runner", "portable", "--job-endpoint", self._endpoint, "--environment", "PROCESS"]
+        return running.command(
+            "crawling", "submit", str(self._file), *flags, *(word for one in settings for word in ("--set", one))
+        )
+
+    def in_processes(self, output: Path) -> subprocess.Popen[str]:
+        flags = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+        return running.command("crawling", "run", str(self._file), "--set", f"output.path={output}", *flags)
+
+    def kill_submitted(self, output: Path, moments: random.Random, seconds: float) -> Iterator[str]:
+        """Kills until the job gets through, at any moment of the worker's life; yields after each."""
+
+        def worker() -> int | None:
+            return int(self._pids.read_text().split()[0]) if self._pids.exists() else None
+
+        return _kills(lambda: self.submitted(output), lambda _: worker(), lambda: moments.uniform(0, 0.7 * seconds))
+
+    def kill_one_of_two(self, output: Path, moments: random.Random, seconds: float) -> Iterator[str]:
+        """The same for one of two processes, once they compute: the limit of silence before that is half an hour."""
+
+        def worker(driver: int) -> int | None:
+            computing = any(output.glob("_leases/*"))
+            found = [grandchild for child in _children(driver) for grandchild in _children(child)]
+            return moments.choice(found) if computing and found else None
+
+        return _kills(lambda: self.in_processes(output), worker, lambda: moments.uniform(0, seconds / 3))
+
+
+def _kills(
+    begin: Callable[[], subprocess.Popen[str]], worker: Callable[[int], int | None], pause: Callable[[], float]
+) -> Iterator[str]:
+    while True:
+        driver = begin()
+        while (pid := worker(driver.pid)) is None and driver.poll() is None:
+            time.sleep(0.02)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            driver.wait(timeout=pause())
+        is_killed = driver.poll() is None and pid is not None and _kill(pid)
+        try:
+            _, said = driver.communicate(timeout=WAITS_SECONDS)
+        except subprocess.TimeoutExpired:
+            driver.kill()
+            raise SystemExit(f"{WAITS_SECONDS:.0f} s after its worker was killed, the driver still waits") from None
+        if driver.returncode == 0:
+            return  # the kill, if any, came when all was done
+        if driver.returncode != 2 or not any(sentence in said for sentence in SAYS) or not is_killed:
+            raise SystemExit(f"the driver ended with {driver.returncode} and says: {said[-2000:]}")
+        yield "heard of" if SAYS[0] in said else "not heard of by the runner"
+
+
+def _kill(pid: int) -> bool:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
