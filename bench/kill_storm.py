@@ -231,8 +231,12 @@ def storm(directory: Path, wanted: int, moments: random.Random, seed: int, kinds
                 path = directory / f"round-{number}"
                 begin = workers.submitted if kind == "worker" else workers.in_processes
                 one = Round({"output": path}, lambda p=path: local_files(p), of_workers, lambda b=begin, p=path: b(p))
-                kill = workers.kill_submitted if kind == "worker" else workers.kill_one_of_two
-                for how in kill(path, moments, worker_seconds):
+                disasters = (
+                    workers.kill_submitted(path, moments, worker_seconds)
+                    if kind == "worker"
+                    else workers.kill_one_of_two(path, moments)
+                )
+                for how in disasters:
                     kills[f"{kind}, {how}", one.check()] += 1
                 one.finish()
                 shutil.rmtree(path)

@@ -85,7 +85,7 @@ class JobWithWorkers:
 
         return _kills(lambda: self.submitted(output), lambda _: worker(), lambda: moments.uniform(0, 0.7 * seconds))
 
-    def kill_one_of_two(self, output: Path, moments: random.Random, seconds: float) -> Iterator[str]:
+    def kill_one_of_two(self, output: Path, moments: random.Random) -> Iterator[str]:
         """The same for one of two processes, once they compute: the limit of silence before that is half an hour."""
 
         def worker(driver: int) -> int | None:
@@ -93,7 +93,7 @@ class JobWithWorkers:
             found = [grandchild for child in _children(driver) for grandchild in _children(child)]
             return moments.choice(found) if computing and found else None
 
-        return _kills(lambda: self.in_processes(output), worker, lambda: moments.uniform(0, seconds / 3))
+        return _kills(lambda: self.in_processes(output), worker, lambda: moments.uniform(0, 2.5))
 
 
 def _kills(

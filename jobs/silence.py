@@ -57,7 +57,8 @@ class Silence:
         elif now - self._since >= self._limit_seconds:
             raise WorkersSilent(
                 f"no worker has shown a sign of life at {self._output} for {duration(now - self._since)}: none has "
-                f"started, or it was killed and the runner has not noticed; the runner's log may say why. {self._remedy}"
+                "started, or it was killed and the runner has not noticed; the runner's log may say why. "
+                f"{self._remedy}"
             )
 
 

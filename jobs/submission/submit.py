@@ -114,8 +114,8 @@ def silence(job: Job) -> Silence | None:
         return None
     output = job.output.path
     remedy = (
-        f"Finished shards stay; penstock cancel {output} frees the runner, and the same command goes on with the others. "
-        f"Where workers take longer to come: runner.{job.runner.name}.silence_minutes"
+        f"Finished shards stay; penstock cancel {output} frees the runner, and the same command goes on with the "
+        f"others. Where workers take longer to come: runner.{job.runner.name}.silence_minutes"
     )
     return Silence(output, 60 * workers.silence_minutes, remedy)
 

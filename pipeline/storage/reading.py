@@ -14,6 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import InputError, MissingFile
 from pipeline.storage.drivers import is_local, kind, resolve, url_of
+from pipeline.storage.globbing import glob, has_magic
 from pipeline.storage.object_file import open_object
 from pipeline.storage.refusals import Doing
 from pipeline.storage.retrying import ask
@@ -45,10 +46,13 @@ def expand(pattern: str) -> list[str]:
     if facts is not None:
         found = cast(list[str], ask(listing, lambda: fs.find(path)))
         files = [name for name in found if not is_hidden(os.path.relpath(name, path))]
-    elif any(c in path for c in "*?["):
+    elif has_magic(path):
         matched: dict[str, Any] = {}
         with contextlib.suppress(FileNotFoundError):  # so says gcsfs of a bucket that is not there
-            matched = cast(dict[str, Any], ask(listing, lambda: fs.glob(path, detail=True)))
+            if kind(pattern) == "s3":
+                matched = glob(fs, path, listing)
+            else:
+                matched = cast(dict[str, Any], ask(listing, lambda: fs.glob(path, detail=True)))
         files = [name for name, facts in matched.items() if facts["type"] == "file"]
         if not is_hidden(os.path.basename(path)):
             files = [name for name in files if not is_hidden(os.path.basename(name))]

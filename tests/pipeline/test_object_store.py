@@ -216,6 +216,43 @@ def test_objects_are_found_like_files(store, base):
     assert facts.etag != storage.stat(f"{base}/in/a.jsonl").etag
 
 
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("in", ["d=1/a.jsonl", "d=1/e/b.jsonl", "d=2/a.jsonl", "top.jsonl"]),
+        ("in/*.jsonl", ["top.jsonl"]),
+        ("in/*/*.jsonl", ["d=1/a.jsonl", "d=2/a.jsonl"]),
+        ("in/d=[13]/?.jsonl", ["d=1/a.jsonl"]),
+        ("in/d*/**/b.jsonl", ["d=1/e/b.jsonl"]),
+        ("in/*/e/*", ["d=1/e/b.jsonl"]),
+    ],
+)
+def test_no_file_is_left_out_because_a_listing_failed(store, base, pattern, names) -> None:
+    """Whichever request it is: s3fs takes a directory that cannot be listed for an empty one."""
+    for name in ("d=1/a.jsonl", "d=1/e/b.jsonl", "d=2/a.jsonl", "top.jsonl"):
+        store.objects.put(BUCKET, f"in/{name}", b"{}", if_absent=False)
+    wanted = [f"{base}/in/{name}" for name in names]
+    assert storage.expand(f"{base}/{pattern}") == wanted
+    for number in range(len(store.log)):
+        store.faults = _Nth(number)
+        assert storage.expand(f"{base}/{pattern}") == wanted
+
+
+class _Nth(Faults):
+    """One request fails, counted from now."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._left = number
+
+    def status(self, method: str, url: str) -> int:
+        return 503
+
+    def _draw(self, method: str, url: str) -> str | None:
+        self._left -= 1
+        return fault.ERROR if self._left == -1 else None
+
+
 def test_long_listings_come_in_pages(store, base, monkeypatch):
     monkeypatch.setattr("tests.stores.objects.PAGE_OBJECTS", 7)
     names = [f"{i:03}.json" for i in range(20)]

@@ -146,7 +146,9 @@ def test_a_worker_that_is_killed_ends_the_wait_with_a_reason_and_the_rest_is_com
 
     killer = threading.Thread(target=kill_after_the_first_shard, daemon=True)
     killer.start()
-    with pytest.raises(RunFailed, match=r"^a worker process ended without a word: it was killed.*\nfinished shards stay"):
+    with pytest.raises(
+        RunFailed, match=r"^a worker process ended without a word: it was killed.*\nfinished shards stay"
+    ):
         _run(job(worker_program), "crawling")
     killer.join()
     done = len(list(output.glob("part-*")))
