@@ -119,7 +119,7 @@ def open_parts(job: Job, source: Source | None = None) -> Parts:
     task = (Generate if job.task == "generate" else Score)(job.settings(), tokenizer)
     source = source or open_source(
         path=job.input.path,
-        format=job.input.format,
+        format=job.input.file_format,
         tfds=job.input.tfds,
         split=job.input.split,
         data_dir=job.input.data_dir,
@@ -240,7 +240,7 @@ def refuse_missing_columns(parts: Parts) -> None:
     """A job that names a column no row has is mistaken itself; its rows are not bad, one by one."""
     rows = [row.values for _, row in parts.first_rows(PEEKED_ROWS) if row.values is not None]
     present = set().union(*rows)
-    id_column = parts.job.input.id
+    id_column = parts.job.input.id_column
     named = {"input.id": frozenset({id_column} if id_column else ())}
     if not any(_prepares(parts, row) for row in rows):
         named["prompt"] = parts.task.columns

@@ -3,7 +3,7 @@
     {"id", "custom_id": RECORD_ID, "response": {"status_code": 200, "request_id", "body": COMPLETION}, "error": null}
     {"id", "custom_id": RECORD_ID, "response": null, "error": {"code": KIND, "message": REASON}}
 
-The body is a chat completion where the job writes messages, else a text completion. The samples of a record are its
+The body is a chat completion where the job writes messages or reads requests for chats, else a text completion. The samples of a record are its
 choices. Log-probabilities stay in the Parquet files: that form wants the text of every token, and results hold token
 ids. Reference: platform.openai.com/docs/api-reference/batch/request-output.
 """
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import JobError
+from pipeline.openai_requests import CHAT, OPENAI_BATCH
 from schemas.manifest import Plan
 
 _NEEDED = (
@@ -38,7 +39,8 @@ def columns(present: Sequence[str]) -> list[str]:
 def lines(rows: Iterable[Mapping[str, Any]], plan: Plan, started_at: str | None) -> Iterator[dict[str, Any]]:
     """One line for each record; `rows` have the samples of a record together. All are dated when the job began."""
     created = int(datetime.datetime.fromisoformat(started_at).timestamp()) if started_at else 0
-    is_chat = bool((plan.settings.get("prompt") or {}).get("messages"))
+    prompt = plan.settings.get("prompt") or {}
+    is_chat = bool(prompt.get("messages")) or prompt.get(OPENAI_BATCH) == CHAT
     for _, group in itertools.groupby(rows, key=lambda row: (row["source_file"], row["source_row"])):
         samples = list(group)
         first = samples[0]

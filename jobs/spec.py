@@ -20,6 +20,7 @@ from jobs.refused_runners import refused_runner
 from jobs.section import Section
 from jobs.submission.settings import Dataflow, Flink, Portable, Spark
 from pipeline.errors import InputError
+from pipeline.openai_requests import OPENAI_BATCH
 from pipeline.urls import refuse_secrets
 
 LARGEST_SEED = (1 << 63) - 1
@@ -59,9 +60,12 @@ class Input(Section):
 
     path: Annotated[Location | None, Field(examples=["data/*.jsonl"])] = None
     """A file, a directory or a glob; a local path or a URL that fsspec reads."""
-    format: Literal["jsonl", "csv", "text", "parquet"] | None = None
+    format: Literal["jsonl", "csv", "text", "parquet", "openai-batch"] | None = None
     """How the files are written; by default their extension says. `text` is one row per line, in the column
-    `text`."""
+    `text`. `openai-batch` are request files of OpenAI's Batch API: they say by themselves what is asked and how it is
+    sampled, `custom_id` is the record id, and the job has no prompt."""
+    endpoint: Literal["/v1/chat/completions", "/v1/completions"] = "/v1/chat/completions"
+    """With `openai-batch`: the `url` of the requests. Those for another are failed rows."""
     id: Annotated[str | None, Field(min_length=1)] = None
     """The column that identifies a row: it becomes `record_id`, and random samples depend on it. By default a
     row is known by its file and its position there."""
@@ -79,10 +83,29 @@ class Input(Section):
         for field in ("split", "data_dir"):
             if self._given("path") and self._given(field):
                 yield field, "belongs to tfds; an input of files has none"
+        if self._given("endpoint") and not self.is_openai_batch:
+            yield "endpoint", "belongs to format openai-batch"
+        if self.is_openai_batch and self._given("id"):
+            yield "id", "leave it out: requests of openai-batch are known by their custom_id"
         if self._given("tfds") and self._given("format"):
             yield "format", "belongs to path; a TensorFlow dataset knows its own format"
         if self._given("tfds") and not self._given("split"):
             yield "split", "is missing: name the split to read, such as train or test[:100]"
+
+
+    @property
+    def is_openai_batch(self) -> bool:
+        return self.format == "openai-batch"
+
+    @property
+    def file_format(self) -> str | None:
+        """How the lines of the files are read."""
+        return "jsonl" if self.is_openai_batch else self.format
+
+    @property
+    def id_column(self) -> str | None:
+        """Where the id of a row stands."""
+        return "custom_id" if self.is_openai_batch else self.id
 
 
 class Message(Section):
@@ -327,7 +350,12 @@ class Job(Section):
     """Where the job runs."""
 
     def _contradictions(self) -> Iterator[tuple[str, str]]:
-        if self.task == "generate" and self.prompt is None:
+        if self.input.is_openai_batch:
+            if self.task == "score":
+                yield "input.format", "requests of openai-batch ask for completions; use task generate"
+            elif self.prompt:
+                yield "prompt", "leave it out: requests of openai-batch bring their own messages or prompt"
+        elif self.task == "generate" and self.prompt is None:
             yield "prompt", "is missing: task generate continues a prompt; give template or messages"
         if self.task == "score":
             yield from self._score_contradictions()
@@ -360,6 +388,8 @@ class Job(Section):
         fast and not what.
         """
         prompt = self.prompt.model_dump(mode="json", exclude_none=True) if self.prompt else None
+        if self.input.is_openai_batch:
+            prompt = {OPENAI_BATCH: self.input.endpoint}
         chosen: dict[str, JsonValue] = {}  # what plans did not know at first is in them only where it is asked for
         if self.model.weights != "auto" or self.model.kv != "auto":
             chosen |= {"weights": self.model.weights, "kv": self.model.kv}
@@ -368,7 +398,7 @@ class Job(Section):
         return chosen | {
             "task": self.task,
             "dtype": self.model.dtype,
-            "id": self.input.id,
+            "id": self.input.id_column,
             "prompt": prompt,
             "sampling": self.sampling.settings() if self.task == "generate" else None,
             "score": self.score.model_dump(mode="json") if self.task == "score" and self.score else None,

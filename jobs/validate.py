@@ -71,7 +71,7 @@ def look_at(row: Row, parts: Parts) -> generation.Prompt | scoring.Prompt:
     """What a row asks of the model; PromptError says why the row would fail."""
     if row.values is None:
         raise PromptError(row.error)
-    _check_id(row.values, parts.job.input.id)
+    _check_id(row.values, parts.job.input.id_column)
     prompt = parts.task.prepare(row.values)
     if prompt.token_count == 0 and parts.job.task == "generate":
         raise PromptError("the prompt is empty")

@@ -125,18 +125,22 @@ def _requests_for(task: Generate | Score, settings: Mapping[str, Any]) -> Callab
 
     if isinstance(task, Score):
         return lambda prompt, record_id: [ScoreRequest(tokens, start) for tokens, start in prompt.sequences]
-    asked = settings["sampling"]
-    values = {field.name: asked[field.name] for field in fields(Sampling)}
-    sampling = Sampling(**{**values, "stop_token_ids": tuple(asked["stop_token_ids"])})
+
+    def sampling_of(asked: Mapping[str, Any]) -> Sampling:
+        values = {field.name: asked[field.name] for field in fields(Sampling)}
+        return Sampling(**{**values, "stop_token_ids": tuple(asked["stop_token_ids"])})
+
+    of_the_job = sampling_of(settings["sampling"])
 
     def requests(prompt: Any, record_id: str) -> list[GenerateRequest]:
+        asked = prompt.sampling or settings["sampling"]
         request = GenerateRequest(
             prompt=prompt.token_ids,
-            sampling=sampling,
+            sampling=sampling_of(asked) if prompt.sampling else of_the_job,
             seed=asked["seed"],
             record=record_hash(record_id),
             samples=asked["n"],
-            watch=task.watch,
+            watch=task.watch(prompt),
         )
         return [request]
 

@@ -55,7 +55,6 @@ class Score:
         self._tokenizer = tokenizer
         self._renderer = Renderer(prompt, tokenizer)
         self._continuations = [PromptTemplate(t, f"continuation {i}") for i, t in enumerate(continuations)]
-        self.sequences_per_record = max(1, len(continuations))
         self._token_logprobs = bool(asked.get("token_logprobs"))
         self._writes_text = bool(self._continuations) or settings["include_prompt"]
 
@@ -86,6 +85,10 @@ class Score:
             )
             sequences.append(((*before, *after), len(before)))
         return Prompt(context, sequences[0][1], continuations, tuple(sequences))
+
+    def sequences(self, prompt: Prompt) -> int:
+        """How many sequences a row keeps open."""
+        return len(prompt.sequences)
 
     def rows(self, prompt: Prompt, answers: Sequence[Any]) -> Iterator[dict[str, Any]]:
         """The columns of the record. There is one answer, an `engine.Score`, for each continuation."""

@@ -50,16 +50,17 @@ class Shard:
 
     def rows(self) -> Generator[dict[str, Any]]:
         """The output rows, in input order."""
-        sequences = max(LEAST_WINDOW, WINDOW_PER_SLOT * self.engine.options.slots)
-        window = max(1, sequences // self.task.sequences_per_record)
+        window = max(LEAST_WINDOW, WINDOW_PER_SLOT * self.engine.options.slots)
         waiting: deque[_Record] = deque()
+        sequences = 0
         try:
             for row in read_rows(self.item, self._input_columns):
                 waiting.append(self._open(row))
+                sequences += waiting[-1].sequences
                 activity.opened(1)
-                while waiting and (len(waiting) > window or waiting[0].is_ready):
+                while waiting and (sequences > window or waiting[0].is_ready):
                     yield from self._close(waiting[0])
-                    waiting.popleft()
+                    sequences -= waiting.popleft().sequences
                     activity.opened(-1)
             while waiting:
                 yield from self._close(waiting[0])
@@ -145,7 +146,7 @@ class Shard:
                 f"too long: {prompt.context_tokens} tokens of context are needed, the engine holds {holds}"
                 " (engine.max_length, or what the model and memory allow)"
             )
-        record.prompt = prompt
+        record.prompt, record.sequences = prompt, self.task.sequences(prompt)
         if self.job.settings["include_prompt"]:
             record.columns["prompt"] = prompt.text
         try:
@@ -174,6 +175,8 @@ class _Record:
 
     columns: dict[str, Any]
     prompt: Any = None
+    sequences: int = 1
+    """How many it keeps open: samples, or continuations."""
     answers: list[Future[Any]] = field(default_factory=list)
 
     @property

@@ -95,7 +95,7 @@ def decide(scheduled: Scheduled, partition: Partition, now: datetime.datetime, *
 
 def open_input(job: Job) -> Source:
     """All of the input of a partition."""
-    return open_source(path=job.input.path, format=job.input.format)
+    return open_source(path=job.input.path, format=job.input.file_format)
 
 
 def _wanted(

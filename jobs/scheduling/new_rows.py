@@ -149,7 +149,7 @@ class NewRows:
         """What a result depends on, besides the model and the settings."""
         kind = Generate if self._job.task == "generate" else Score
         task = kind(self._job.settings(), Tokenizer.load(self._job.model.checkpoint))
-        ids = [self._job.input.id] if self._job.input.id else []
+        ids = [self._job.input.id_column] if self._job.input.id_column else []
         return task.columns.union(ids, self._job.output.keep_columns)
 
     @functools.cached_property

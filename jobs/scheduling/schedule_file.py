@@ -47,7 +47,7 @@ class Scheduled:
         fields = {**self.schedule.set, "input.path": partition.input, "output.path": output}
         overrides = [f"{key}={json.dumps(value)}" for key, value in fields.items()]
         job = job_file.load(self.schedule.job, overrides)
-        if self.schedule.only_new_rows and not job.input.id:
+        if self.schedule.only_new_rows and not job.input.id_column:
             raise JobError(
                 f"{self.file}: only_new_rows needs input.id in {self.schedule.job}: a row that moves must stay the same"
             )

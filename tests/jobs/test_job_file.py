@@ -193,7 +193,7 @@ zzz: 1
         "  /job.yaml:1: name: should match pattern '^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$'; got \"a b\"",
         "  /job.yaml:2: task: should be 'generate' or 'score'; got \"eval\"",
         "  /job.yaml:3: model: should be a mapping; got 3",
-        "  /job.yaml:4: input.zzz: is not a field; input has path, format, id, tfds, split, data_dir",
+        "  /job.yaml:4: input.zzz: is not a field; input has path, format, endpoint, id, tfds, split, data_dir",
         "  /job.yaml:8: prompt.messages.1.role: is missing: Who speaks.",
         "  /job.yaml:8: prompt.messages.1.content: is missing: What is said: a Jinja template over the row's columns.",
         "  /job.yaml:8: prompt.messages.1.rol: is not a field; did you mean role?",

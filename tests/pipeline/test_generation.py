@@ -90,8 +90,9 @@ def test_a_stop_token_is_named_and_is_not_in_the_text(byte_level: Tokenizer) -> 
 def test_a_stop_string_is_named_and_is_not_in_the_text(byte_level: Tokenizer, stop_token: int | None) -> None:
     """Also where the token that completes it is a stop token."""
     task = Generate(settings(stop=["\n"]), byte_level)
-    assert task.watch is not None
-    watcher = task.watch()
+    watch = task.watch(task.prepare({"question": "q"}))
+    assert watch is not None
+    watcher = watch()
     ids = byte_level.encode("one\ntwo", add_special_tokens=False)
     keep = watcher.feed(ids)
     sample = Generation(tuple(ids[:keep]), (-1.0,) * (keep or 0), "stop", stop_token, watcher=watcher)
@@ -100,7 +101,8 @@ def test_a_stop_string_is_named_and_is_not_in_the_text(byte_level: Tokenizer, st
 
 
 def test_without_stop_strings_nobody_watches(byte_level: Tokenizer) -> None:
-    assert Generate(settings(), byte_level).watch is None
+    task = Generate(settings(), byte_level)
+    assert task.watch(task.prepare({"question": "q"})) is None
 
 
 def test_samples_are_numbered(byte_level: Tokenizer) -> None:
