@@ -3,9 +3,9 @@
     {"id", "custom_id": RECORD_ID, "response": {"status_code": 200, "request_id", "body": COMPLETION}, "error": null}
     {"id", "custom_id": RECORD_ID, "response": null, "error": {"code": KIND, "message": REASON}}
 
-The body is a chat completion where the job writes messages or reads requests for chats, else a text completion. The samples of a record are its
-choices. Log-probabilities stay in the Parquet files: that form wants the text of every token, and results hold token
-ids. Reference: platform.openai.com/docs/api-reference/batch/request-output.
+The body is a chat completion where the job writes messages or reads requests for chats, else a text completion. The
+samples of a record are its choices. Log-probabilities stay in the Parquet files: that form wants the text of every
+token, and results hold token ids. Reference: platform.openai.com/docs/api-reference/batch/request-output.
 """
 
 from __future__ import annotations

@@ -92,7 +92,6 @@ class Input(Section):
         if self._given("tfds") and not self._given("split"):
             yield "split", "is missing: name the split to read, such as train or test[:100]"
 
-
     @property
     def is_openai_batch(self) -> bool:
         return self.format == "openai-batch"

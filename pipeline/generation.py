@@ -1,7 +1,7 @@
 """Task `generate`: what a row asks of the model, and the output rows that come of the answer.
 
-The settings are the plan's: `prompt` (a template or messages) and `sampling`, in the names of vLLM's SamplingParams. Where
-the rows are requests of OpenAI's Batch API, each brings both.
+The settings are the plan's: `prompt` (a template or messages) and `sampling`, in the names of vLLM's SamplingParams.
+Where the rows are requests of OpenAI's Batch API, each brings both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from .openai_requests import CHAT, COLUMNS, COMPLETIONS, OPENAI_BATCH, read_requ
 from .rendering import Renderer
 from .stop_strings import StopStrings
 from .tokenizer import Tokenizer
-
 
 _SAID = "said"  # the column that a request's own messages or prompt are rendered from
 

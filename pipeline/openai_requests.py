@@ -78,7 +78,8 @@ def _refuse_unsupported(body: Mapping[str, Any], asked: set[str]) -> None:
         harmless = _NOTHING_ASKED.get(name)
         if harmless is None:
             raise PromptError(f"body.{name[:60]}: is not known; leave it out")
-        if not any(type(body[name]) is not bool and body[name] == value or body[name] is value for value in harmless):
+        value = body[name]
+        if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in harmless):
             raise PromptError(f"body.{name}: {_shown(body[name])} is not supported; leave it out")
 
 
@@ -206,5 +207,6 @@ _TAKEN: Mapping[str, Take] = {
 def _shown(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    text = "nothing" if value is None else repr(value) if isinstance(value, str | int | float) else type(value).__name__
+    kinds = {dict: "an object", list: "a list", type(None): "nothing"}
+    text = kinds.get(type(value)) or repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -135,7 +135,7 @@ class Shard:
 
     def _ask(self, record: _Record, values: Mapping[str, Any]) -> None:
         try:
-            prompt = self.task.prepare(values)
+            prompt: Any = self.task.prepare(values)  # of the same task that is asked about it below
         except Exception as error:  # whatever a row can do to a template or a tokenizer, it does to itself alone
             reason = error if isinstance(error, PromptError) else f"{type(error).__name__}: {error}"
             raise _RowError(f"prompt: {reason}") from error

@@ -8,7 +8,7 @@ gcsfs lists a tree flat, and raises.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 from fsspec.utils import glob_translate
@@ -57,5 +57,5 @@ def _children(fs: fsspec.AbstractFileSystem, directory: str, doing: Doing) -> Li
 def _below(fs: fsspec.AbstractFileSystem, directories: Listing, path: str, doing: Doing) -> Listing:
     """The files at any depth that the whole pattern matches."""
     matches = re.compile(glob_translate(path)).match
-    trees = [ask(doing, lambda d=directory: fs.find(d, detail=True)) for directory in directories]
+    trees = [cast(Listing, ask(doing, lambda d=directory: fs.find(d, detail=True))) for directory in directories]
     return {name: facts for tree in trees for name, facts in tree.items() if matches(name)}

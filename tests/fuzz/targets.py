@@ -14,17 +14,18 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.errors import EngineError, UnsupportedCheckpoint
+from engine.errors import EngineError, RequestError, UnsupportedCheckpoint
 from engine.families import read_config
 from engine.families.documents import open_local
 from engine.planning.machine import Machine
+from engine.runtime.request import Sampling
 from engine.weights.safetensors import read_header, read_pieces
 from jobs.job_file import load
 from jobs.planning.history import Earlier, read_history
@@ -34,8 +35,10 @@ from jobs.scheduling.schedule_file import load as load_schedule
 from pipeline.chat import ChatPrompt
 from pipeline.errors import InputError, JobError, OutputError, PenstockError, PromptError
 from pipeline.manifest import Manifest
+from pipeline.openai_requests import CHAT, COMPLETIONS, read_request
 from pipeline.prompts import PromptTemplate
 from pipeline.sources import open_source, read_rows
+from pipeline.sources.jsonl import parse as parse_jsonl
 from pipeline.tokenizer import Tokenizer
 from pipeline.workplan import PlanFacts, read_plan, work_items
 from schemas.documents import Document, DocumentError
@@ -43,6 +46,7 @@ from schemas.lease import Lease
 from schemas.manifest import Plan, ShardEntry, Summary
 from schemas.submission import Submission
 from tests.engine.planning.test_machine import MACHINE
+from tests.fake_job import SAMPLING
 from tests.jobs.test_comparison import PREDICTION
 from tests.pipeline.example_output import plan_example, run_example
 
@@ -106,6 +110,22 @@ def _chat_template(data: bytes) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "{{ question }}"}]
     prompt = ChatPrompt(messages, data.decode(errors="replace"), {"bos_token": "<s>", "eos_token": "</s>"}, None)
     assert len(prompt.render(ROW)) <= LONGEST_PROMPT
+
+
+def _openai_request(data: bytes) -> None:
+    """One line; whatever it asks for is a number of tokens, samples and so on that an engine can be asked for."""
+    values, reason = parse_jsonl(data)
+    if values is None:
+        raise PromptError(reason)
+    endpoint = COMPLETIONS if values.get("url") == COMPLETIONS else CHAT
+    said, sampling = read_request(values, endpoint, SAMPLING)
+    assert isinstance(said, str if endpoint == COMPLETIONS else list)
+    assert sampling.keys() == SAMPLING.keys()
+    asked = {field.name: sampling[field.name] for field in fields(Sampling)}
+    Sampling(**{**asked, "stop_token_ids": tuple(asked["stop_token_ids"])})
+    assert 1 <= sampling["n"] <= 128
+    assert 0 <= sampling["seed"] < 1 << 63
+    assert all(isinstance(stop, str) and stop for stop in sampling["stop"])
 
 
 def _prices(data: bytes) -> None:
@@ -256,6 +276,22 @@ def _jsonl() -> list[bytes]:
     return ["\n".join(lines).encode(), b"\xef\xbb\xbf" + lines[0].encode() + b"\r\n"]
 
 
+def _openai_requests() -> list[bytes]:
+    chat = {
+        "model": "m",
+        "messages": [{"role": "system", "content": [{"type": "text", "text": "a"}]}],
+        "n": 2,
+        "seed": 1,
+    }
+    chat |= {"temperature": 0.5, "stop": ["x"], "logprobs": True, "top_logprobs": 3, "tools": [], "user": "u"}
+    text = {"model": "m", "prompt": ["b"], "max_tokens": 3, "logprobs": 2, "top_k": -1, "min_tokens": 1, "echo": False}
+    lines = [
+        {"custom_id": "a", "method": "POST", "url": url, "body": body}
+        for url, body in ((CHAT, chat), (COMPLETIONS, text))
+    ]
+    return [json.dumps(line).encode() for line in lines]
+
+
 def _csv() -> list[bytes]:
     return [b'a,b\n1,"two, and\na half"\n3,4\n', b'\xef\xbb\xbfid;text\n1;"x ""y"""\n', b"a\n\n\n1\n"]
 
@@ -315,6 +351,7 @@ TARGETS = {
             b"{% if messages[0].role != 'user' %}{{ raise_exception('no') }}{% endif %}{{ strftime_now('%Y') }}",
         ],
     ),
+    "openai_request": Target(_openai_request, (PromptError, RequestError), _openai_requests),
     "prices": Target(
         _prices, (PenstockError,), lambda: [b"date: 2026-11-01\ncurrency: USD\nchip_hour: {v5e: 1.20, v6e: 2.70}\n"]
     ),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from jobs import cli, launch
 from jobs.commands.exit_codes import DONE, REFUSED
 from jobs.job_file import load
 
+ROOT = Path(__file__).parents[2]
 CHAT_TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
 JOB = """\
 name: batch
@@ -122,6 +125,27 @@ def test_a_request_that_says_what_the_job_says_gets_the_same_bytes(write: Callab
     assert [{k: v for k, v in row.items() if k not in differs} for row in silent] == [
         {k: v for k, v in row.items() if k not in differs} for row in spoken
     ]
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_the_example_of_the_documentation(
+    write: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write()
+    page = (ROOT / "docs" / "openai-batch.md").read_text()
+    for name, language in (("requests.jsonl", "json"), ("batch.yaml", "yaml")):
+        (text,) = re.findall(f"`{name}`:\n\n```{language}\n(.*?)```", page, re.DOTALL)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    for command in re.findall(r"^\$ penstock (.*)$", page, re.MULTILINE):
+        assert cli.main(shlex.split(command)) == DONE, command
+    answers = {
+        line["custom_id"]: line
+        for name in ("answers.jsonl", "answers.errors.jsonl")
+        for line in map(json.loads, Path(name).read_text().splitlines())
+    }
+    assert len(answers["capital-2"]["response"]["body"]["choices"]) == 2
+    assert answers["capital-3"]["error"]["message"] in page
 
 
 @pytest.mark.parametrize(
