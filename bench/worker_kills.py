@@ -22,7 +22,7 @@ from tests.engine.tiny_checkpoint import write_tiny_checkpoint
 from tests.jobs import running
 from tests.pipeline.tiny_tokenizers import save_byte_level
 
-SILENCE_SECONDS = 40.0
+SILENCE_SECONDS = 30.0
 """Longer than a worker takes to come, on a busy machine."""
 WAITS_SECONDS = SILENCE_SECONDS + 60
 """After a kill: whoever still waits then, hangs."""
@@ -81,7 +81,8 @@ class JobWithWorkers:
         """Kills until the job gets through, at any moment of the worker's life; yields after each."""
 
         def worker() -> int | None:
-            return int(self._pids.read_text().split()[0]) if self._pids.exists() else None
+            said = self._pids.read_text().split() if self._pids.exists() else []
+            return int(said[0]) if said else None
 
         return _kills(lambda: self.submitted(output), lambda _: worker(), lambda: moments.uniform(0, 0.7 * seconds))
 
