@@ -18,10 +18,9 @@ _COUNTS = ("records_done", "records_failed", "prompt_tokens", "generated_tokens"
 Run = tuple[str, str | None]
 """One run of a job, as workers tell it from others: the output, and the `penstock cancel` that came before it."""
 
-_cancelled = threading.Event()
-_cancelled_outputs: set[str] = set()
+_cancelled: set[tuple[str | None, ...]] = set()
+"""Runs, or the beginnings of runs: (output, token) is one, (output,) all of an output, and () all there are."""
 _driver = threading.Event()
-_cancelled_runs: set[Run] = set()
 _counts: Counter[str] = Counter()
 _reasons: Counter[str] = Counter()
 _events: Counter[str] = Counter()
@@ -29,37 +28,36 @@ _open: Counter[str] = Counter()
 _engines: weakref.WeakSet[Any] = weakref.WeakSet()
 _shard: ContextVar[int | None] = ContextVar("shard", default=None)
 _lock = threading.Lock()
+_cancelling = threading.Condition(_lock)
 
 
 class Cancelled(PenstockError):
     """The run was interrupted; what it has not published, the next run computes."""
 
 
-def cancel(output: str | None = None) -> None:
-    """Make every shard that runs in this process stop with `Cancelled`, and every later one, until `reset`; or only
-    the shards of one output, where several jobs run at a time."""
-    if output is None:
-        _cancelled.set()
-    else:
-        _cancelled_outputs.add(output)
+def cancel(*run: str | None) -> None:
+    """Make the shards of a run that are in this process stop with `Cancelled`, and every later one, until `reset`.
+    Without its second part it is all runs of an output, and without any it is all runs."""
+    with _cancelling:
+        _cancelled.add(run)
+        _cancelling.notify_all()
 
 
-def cancel_run(run: Run) -> None:
-    """The same for one run of an output alone: later ones of the same output go on."""
-    _cancelled_runs.add(run)
-
-
-def stop_if_cancelled(output: str | None = None, ignored: str | None = None) -> None:
-    """To be called now and then by whatever takes long, with the run it is for if that is known: the output, and the
-    `penstock cancel` that came before the run."""
-    if _cancelled.is_set() or output in _cancelled_outputs or (output, ignored) in _cancelled_runs:
+def stop_if_cancelled(*run: str | None) -> None:
+    """To be called now and then by whatever takes long, with the run it is for, as far as that is known."""
+    if _is_cancelled(run):
         raise Cancelled("the run was cancelled; the same command goes on where it stopped")
 
 
-def pause(seconds: float, output: str | None = None, ignored: str | None = None) -> None:
-    """Wait; `Cancelled` at once when all runs are, and afterwards when that run is."""
-    _cancelled.wait(seconds)
-    stop_if_cancelled(output, ignored)
+def pause(seconds: float, *run: str | None) -> None:
+    """Wait; `Cancelled` at once when the run is."""
+    with _cancelling:
+        _cancelling.wait_for(lambda: _is_cancelled(run), timeout=seconds)
+    stop_if_cancelled(*run)
+
+
+def _is_cancelled(run: tuple[str | None, ...]) -> bool:
+    return any(run[:known] in _cancelled for known in range(len(run) + 1))
 
 
 def start_driving() -> None:
@@ -156,14 +154,8 @@ def count(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def reset(output: str | None = None) -> None:
     """Count from zero and forget `cancel`, before a run of `output`: for a process that runs one job after another."""
-    _cancelled.clear()
-    if output is None:
-        _cancelled_outputs.clear()
-        _cancelled_runs.clear()
-    else:
-        _cancelled_outputs.discard(output)
-        _cancelled_runs.difference_update([run for run in _cancelled_runs if run[0] == output])
     with _lock:
+        _cancelled.difference_update([run for run in _cancelled if output is None or run[:1] in ((), (output,))])
         _counts.clear()
         _reasons.clear()
         _events.clear()

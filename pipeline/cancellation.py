@@ -91,7 +91,7 @@ class _Watch:
             try:
                 found = read(output)
                 if found is not None and found.token != ignored:
-                    activity.cancel_run(self.run)
+                    activity.cancel(*self.run)
             except (
                 Exception
             ) as error:  # a store that does not answer now is asked again; the shard's own calls report it

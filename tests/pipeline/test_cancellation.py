@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,39 @@ def test_what_somebody_else_wrote_there_is_named(tmp_path: Path) -> None:
     storage.publish_over(storage.join(str(tmp_path), CANCEL_NAME), b"{}")
     with pytest.raises(OutputError, match="_cancel cannot be used: it has version None, not 1; delete it"):
         cancellation.read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("cancelled", "stopped"),
+    [
+        ((), {("a", None), ("a", "1"), ("b", None), ("a",), ()}),
+        (("a",), {("a", None), ("a", "1"), ("a",)}),
+        (("a", None), {("a", None)}),
+        (("a", "1"), {("a", "1")}),
+    ],
+)
+def test_one_run_is_cancelled_or_all_of_an_output_or_all(cancelled: tuple, stopped: set) -> None:
+    runs = [("a", None), ("a", "1"), ("b", None), ("a",), ()]
+    activity.cancel(*cancelled)
+    for run in runs:
+        with pytest.raises(activity.Cancelled) if run in stopped else contextlib.nullcontext():
+            activity.stop_if_cancelled(*run)
+    activity.reset("b")
+    still = {run for run in stopped if cancelled}
+    for run in runs:
+        with pytest.raises(activity.Cancelled) if run in still else contextlib.nullcontext():
+            activity.stop_if_cancelled(*run)
+    activity.reset("a")
+    for run in runs:
+        activity.stop_if_cancelled(*run)
+
+
+@pytest.mark.parametrize("cancelled", [(), ("a",), ("a", "1")])
+def test_who_pauses_is_woken_when_its_run_is_cancelled(cancelled: tuple) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(activity.pause, 60.0, "a", "1")
+        activity.cancel("b")
+        assert not waiting.done()
+        activity.cancel(*cancelled)
+        with pytest.raises(activity.Cancelled):
+            waiting.result(timeout=30)
