@@ -223,7 +223,7 @@ def storm(directory: Path, wanted: int, moments: random.Random, seed: int, kinds
     started = time.monotonic()
     with stores(directory, seed) as doubles, running.job_server(directory) as endpoint:
         workers = JobWithWorkers(directory / "workers", endpoint, ROWS, SHARD_ROWS)
-        of_workers, worker_seconds = undisturbed(workers, directory, kinds)
+        of_workers = undisturbed(workers, directory, kinds)
         for number, kind in enumerate(itertools.cycle(kinds)):
             if kills.total() >= wanted:
                 break
@@ -232,7 +232,7 @@ def storm(directory: Path, wanted: int, moments: random.Random, seed: int, kinds
                 begin = workers.submitted if kind == "worker" else workers.in_processes
                 one = Round({"output": path}, lambda p=path: local_files(p), of_workers, lambda b=begin, p=path: b(p))
                 disasters = (
-                    workers.kill_submitted(path, moments, worker_seconds)
+                    workers.kill_submitted(path, moments)
                     if kind == "worker"
                     else workers.kill_one_of_two(path, moments)
                 )
@@ -277,19 +277,18 @@ def storm(directory: Path, wanted: int, moments: random.Random, seed: int, kinds
         print(f"{count:6} {kind}: " + ", ".join(f"{n} {where}" for where, n in places.most_common(6)))
 
 
-def undisturbed(workers: JobWithWorkers, directory: Path, kinds: list[str]) -> tuple[Files, float]:
-    """The result files of the job whose workers are processes, and how long one of them lives."""
+def undisturbed(workers: JobWithWorkers, directory: Path, kinds: list[str]) -> Files:
+    """The result files of the job whose workers are processes."""
     if not {"worker", "processes"} & set(kinds):
-        return {}, 0.0
+        return {}
     if ended(workers.run(directory / "workers-expected")):
         raise SystemExit("the job whose workers are processes does not run")
     expected = parts_of(local_files(directory / "workers-expected"))
-    started = time.monotonic()
     if ended(workers.submitted(directory / "workers-timed")):
         raise SystemExit("the job whose workers are processes cannot be submitted")
     if parts_of(local_files(directory / "workers-timed")) != expected:
         raise SystemExit("submitted, a job has other results")
-    return expected, time.monotonic() - started
+    return expected
 
 
 def seconds_of_a_run(output: Path, job: dict[str, Any]) -> float:

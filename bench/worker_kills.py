@@ -24,6 +24,8 @@ from tests.pipeline.tiny_tokenizers import save_byte_level
 
 SILENCE_SECONDS = 30.0
 """Longer than a worker takes to come, on a busy machine."""
+START_SECONDS, SHARD_SECONDS = 8.0, 1.0
+"""About what a worker takes to start, and a shard."""
 WAITS_SECONDS = SILENCE_SECONDS + 60
 """After a kill: whoever still waits then, hangs."""
 SAYS = ("a worker process ended without a word", "no worker has shown a sign of life")
@@ -59,6 +61,7 @@ class JobWithWorkers:
         )
         self._program.chmod(0o755)
         self._endpoint = endpoint
+        self._shards = -(-rows // shard_rows)
 
     def run(self, output: Path) -> subprocess.Popen[str]:
         """In one process, undisturbed."""
@@ -77,35 +80,46 @@ class JobWithWorkers:
         flags = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
         return running.command("crawling", "run", str(self._file), "--set", f"output.path={output}", *flags)
 
-    def kill_submitted(self, output: Path, moments: random.Random, seconds: float) -> Iterator[str]:
-        """Kills until the job gets through, at any moment of the worker's life; yields after each."""
+    def kill_submitted(self, output: Path, moments: random.Random) -> Iterator[str]:
+        """Kills until the job gets through, a third of the times while the worker starts; yields after each."""
 
-        def worker() -> int | None:
+        def worker(_: int) -> int | None:
             said = self._pids.read_text().split() if self._pids.exists() else []
             return int(said[0]) if said else None
 
-        return _kills(lambda: self.submitted(output), lambda _: worker(), lambda: moments.uniform(0, 0.7 * seconds))
+        return _kills(lambda: self.submitted(output), worker, output, self._shards, moments, in_start=1 / 3)
 
     def kill_one_of_two(self, output: Path, moments: random.Random) -> Iterator[str]:
         """The same for one of two processes, once they compute: the limit of silence before that is half an hour."""
 
         def worker(driver: int) -> int | None:
-            computing = any(output.glob("_leases/*"))
             found = [grandchild for child in _children(driver) for grandchild in _children(child)]
-            return moments.choice(found) if computing and found else None
+            return moments.choice(found) if found and any(output.glob("_leases/*")) else None
 
-        return _kills(lambda: self.in_processes(output), worker, lambda: moments.uniform(0, 2.5))
+        return _kills(lambda: self.in_processes(output), worker, output, self._shards, moments, in_start=0)
 
 
 def _kills(
-    begin: Callable[[], subprocess.Popen[str]], worker: Callable[[int], int | None], pause: Callable[[], float]
+    begin: Callable[[], subprocess.Popen[str]],
+    worker: Callable[[int], int | None],
+    output: Path,
+    shards: int,
+    moments: random.Random,
+    in_start: float,
 ) -> Iterator[str]:
     while True:
         driver = begin()
         while (pid := worker(driver.pid)) is None and driver.poll() is None:
             time.sleep(0.02)
+        if moments.random() < in_start:
+            seconds = moments.uniform(0, START_SECONDS)
+        else:
+            wanted = moments.randint(min(shards, _parts(output) + 1), shards)
+            while _parts(output) < wanted and driver.poll() is None:
+                time.sleep(0.02)
+            seconds = moments.uniform(0, SHARD_SECONDS)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            driver.wait(timeout=pause())
+            driver.wait(timeout=seconds)
         is_killed = driver.poll() is None and pid is not None and _kill(pid)
         try:
             _, said = driver.communicate(timeout=WAITS_SECONDS)
@@ -117,6 +131,10 @@ def _kills(
         if driver.returncode != 2 or not any(sentence in said for sentence in SAYS) or not is_killed:
             raise SystemExit(f"the driver ended with {driver.returncode} and says: {said[-2000:]}")
         yield "heard of" if SAYS[0] in said else "not heard of by the runner"
+
+
+def _parts(output: Path) -> int:
+    return len(list(output.glob("part-*")))
 
 
 def _kill(pid: int) -> bool:
