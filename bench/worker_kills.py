@@ -124,8 +124,9 @@ def _kills(
         try:
             _, said = driver.communicate(timeout=WAITS_SECONDS)
         except subprocess.TimeoutExpired:
-            driver.kill()
-            raise SystemExit(f"{WAITS_SECONDS:.0f} s after its worker was killed, the driver still waits") from None
+            driver.send_signal(signal.SIGABRT)
+            _, said = driver.communicate()
+            raise SystemExit(f"{WAITS_SECONDS:.0f} s after its worker was killed, the driver waits: {said}") from None
         if driver.returncode == 0:
             return  # the kill, if any, came when all was done
         if driver.returncode != 2 or not any(sentence in said for sentence in SAYS) or not is_killed:

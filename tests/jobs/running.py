@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def command(engine: str, *arguments: str) -> subprocess.Popen[str]:
     """`penstock` with a fake engine, in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.jobs.fake_command", engine, *arguments],
+        [sys.executable, "-X", "faulthandler", "-m", "tests.jobs.fake_command", engine, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

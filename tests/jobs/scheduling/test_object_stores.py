@@ -74,7 +74,7 @@ class StoredPlace(Place):
         return [Attempt.from_json(self.store.objects.get(BUCKET, name)[1]) for name in sorted(found)]
 
 
-@pytest.fixture(params=["gcs", "s3"])
+@pytest.fixture(params=[pytest.param("gcs", marks=pytest.mark.slow), "s3"])
 def stored_place(
     request: pytest.FixtureRequest,
     tmp_path: Path,
