@@ -12,11 +12,13 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from engine.errors import EngineError
 from jobs import logs
 from jobs.commands import COMMANDS
 from jobs.commands.exit_codes import DONE, EXIT_CODES, INTERRUPTED, REFUSED, TERMINATED
+from jobs.leaving import leave
 from jobs.termination import Terminated, sigterm_raises
 from pipeline.errors import PenstockError
 
@@ -74,5 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def console() -> NoReturn:
+    """`main` as the whole of a process."""
+    leave(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

@@ -7,6 +7,7 @@ import signal
 import sys
 
 from jobs import cli, launch
+from jobs.leaving import leave
 from jobs.submission import submit
 
 if __name__ == "__main__":
@@ -16,4 +17,4 @@ if __name__ == "__main__":
     submit.submit = functools.partial(submit.submit, engine_factory=factory)
     code = cli.main(sys.argv[2:])
     print("imported:", *({"apache_beam", "jax"} & sys.modules.keys()), file=sys.stderr)
-    sys.exit(code)
+    leave(code)
