@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from engine.compilation.topology import looped_tokens
+from engine.compilation.topology import fused_gathers, looped_tokens
 from engine.layout import DimAxes, HeldSizes, Layout, Layouts, check_divides, held_sizes
 from engine.mesh import make_mesh
 from engine.model.config import ModelConfig
@@ -57,8 +57,11 @@ class Placement:
         return self._partition(self.layouts.decode)
 
     def _partition(self, layout: Layout) -> Partition:
-        looped = looped_tokens(self.mesh.devices.flat[0].device_kind) if self.mesh else range(0)
-        return Partition(self.config, self.held, layout, looped_tokens=looped)
+        plain = Partition(self.config, self.held, layout)
+        if self.mesh is None:
+            return plain
+        kind = self.mesh.devices.flat[0].device_kind
+        return replace(plain, looped_tokens=looped_tokens(kind), fused_gathers=fused_gathers(kind))
 
     def param_sharding(self, declared: Parameter) -> NamedSharding:
         """Where a parameter, or the scales of an int8 one, rests."""

@@ -95,7 +95,7 @@ def _layer(
     x = x + _post_norm(model.leave(attention, layer.get("attention_out_bias")), layer, "post_attention_norm", model)
     normed = _norm(x, layer, "ffn_norm", model)
     if config.experts:
-        out = experts(layer, normed, config, layout)
+        out = experts(layer, normed, config, layout, fused_gathers=model.fused_gathers)
     else:
         entered = all_gather(normed, layout.entry)
         partial = feedforward(entered, model.in_use(layer, MATRICES), layer, model)

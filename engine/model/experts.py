@@ -35,10 +35,12 @@ def experts(
     config: ModelConfig,
     layout: Layout,
     how: Strategy | None = None,
+    fused_gathers: bool = False,
 ) -> Float[Array, "tokens embed"]:
     """The residual stream, normalised, [tokens.T, embed.e], to what is to be added to it, in the same form.
 
-    `layer` has the weights at rest. `how` is for whoever knows better than `strategy`.
+    `layer` has the weights at rest. `how` is for whoever knows better than `strategy`; `fused_gathers` as in
+    `Partition`.
     """
     assert config.experts is not None
     count, per_token = config.experts.count, config.experts.per_token
@@ -49,7 +51,7 @@ def experts(
     over = () if how == "gathered" else expert_axes(count, layout)  # N
     here = count // layout.mesh.size(over)
     entry = entered_over(how, count, layout)
-    used = _in_use(layer, over, count, layout)
+    used = _in_use(layer, over, count, layout, fused_gathers)
 
     entered = all_gather(x, entry)
     routes = route(entered, layer["router"], per_token, layout.used_embed)
@@ -69,7 +71,7 @@ def experts(
     return reduce_scatter(combine(results, pairs, routes.weights), entry)
 
 
-def _in_use(layer: Params, over: Axes, count: int, layout: Layout) -> Params:
+def _in_use(layer: Params, over: Axes, count: int, layout: Layout, fused_gathers: bool) -> Params:
     """The matrices at rest, gathered wherever they are not split in use; int8 as int8. Scales are whole at rest."""
     split_at_rest = {*layout.gathered, *layout.experts_split(count)}
     gathered: Axes = tuple(axis for axis in layout.everything if axis in split_at_rest and axis not in over)
@@ -77,7 +79,7 @@ def _in_use(layer: Params, over: Axes, count: int, layout: Layout) -> Params:
     def gather(weight: Array | Quantized, *dims: Axis) -> Array | Quantized:
         values, scale = parts(weight)
         split = layout.at_rest(dims, 1, count)
-        values = gather_weight(values, split, gathered)
+        values = gather_weight(values, split, gathered, fused_gathers)
         for dim, axes in enumerate(split):
             if scale is not None and dim < scale.ndim:
                 scale = shard(scale, tuple(axis for axis in axes if axis not in gathered), dim)

@@ -19,7 +19,7 @@ from engine.layout import Axes, DimAxes, HeldSizes, Layout
 from engine.model.config import ModelConfig
 from engine.model.linear import linear
 from engine.model.params import Params, declare
-from engine.model.quantized import Quantized
+from engine.model.quantized import LEVELS, Quantized
 
 Weight = Array | Quantized
 
@@ -37,6 +37,8 @@ class Partition:
     """Of prefill: engine.model.attention everywhere, or on TPUs, for lengths that it takes, engine.model.splash."""
     looped_tokens: range = range(0)
     """Feed-forwards of so many of a chip's tokens are faster as rings (engine/model/looped.py)."""
+    fused_gathers: bool = False
+    """Gathers of weights take their operand's memory (`gather_weight`)."""
 
     def loops(self, tokens: int) -> bool:
         """Whether a feed-forward of so many of a chip's tokens goes round in rings (engine/model/looped.py)."""
@@ -80,7 +82,7 @@ class Partition:
 
     def _gather(self, name: str, weight: Weight) -> Weight:
         def gather(x: Array) -> Array:
-            return gather_weight(x, self._split_at_rest(name), self.layout.gathered)
+            return gather_weight(x, self._split_at_rest(name), self.layout.gathered, self.fused_gathers)
 
         if not isinstance(weight, Quantized):
             return gather(weight)
@@ -151,11 +153,17 @@ class Partition:
         return value
 
 
-def gather_weight(x: Array, split: DimAxes, over: Axes) -> Array:
+def gather_weight(x: Array, split: DimAxes, over: Axes, fused: bool = False) -> Array:
     """A matrix split so, gathered over these of its axes.
 
     The last gather is the largest, so that is the one over most axes: it uses the rings of all of them.
+
+    `fused`: where gathers are fusions, they take their operand's memory for themselves. Of an argument, which has to
+    stay, the compiler would give them a copy, and make the copies of all layers before the first of them begins. So
+    they are given what is computed when its turn comes, by an operation that changes no number of a matrix.
     """
+    if fused and any(axis in over for axes in split for axis in axes):
+        x = jnp.maximum(x, -LEVELS if x.dtype == jnp.int8 else jnp.finfo(x.dtype).min)
     for dim, axes in sorted(enumerate(split), key=lambda one: len([axis for axis in one[1] if axis in over])):
         x = all_gather(x, tuple(axis for axis in axes if axis in over), dim)
     return x
