@@ -17,6 +17,9 @@ stages: of a pipeline, each with as many layers."""
 MeshAxis = Literal["slice", "x", "y", "z"]
 """The torus X x Y x Z of chips, and the slices that are such a torus each."""
 
+FEW_ROWS, RUN = 8, 512
+"""Of fewer rows a chip than a tile has TPUs are given sums in runs of so many numbers, or all of them everywhere."""
+
 _SCATTERED_TOGETHER_BYTES = range(2**18, 2**23 + 1)
 
 

@@ -13,11 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from engine.axes import MeshAxis, scattered_together
+from engine.axes import FEW_ROWS, RUN, MeshAxis, scattered_together
 
 Axes = tuple[MeshAxis, ...]
-
-FEW_ROWS, RUN = 8, 512
 
 
 def all_gather(x: Array, axes: Axes, dim: int = 0) -> Array:

@@ -13,7 +13,8 @@ from jax import lax
 from jaxtyping import Array
 
 from engine import collectives
-from engine.collectives import FEW_ROWS, Axes, all_gather, all_to_all, shard
+from engine.axes import FEW_ROWS
+from engine.collectives import Axes, all_gather, all_to_all, shard
 from engine.model.params import Params
 from engine.model.partition import Partition, sharded
 

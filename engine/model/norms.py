@@ -13,7 +13,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from engine import collectives
-from engine.collectives import FEW_ROWS, RUN, Axes
+from engine.axes import FEW_ROWS, RUN
+from engine.collectives import Axes
 from engine.model.config import ModelConfig
 from engine.model.reductions import row_sum
 
@@ -72,7 +73,7 @@ def layer_norm(
 def _mean(x: Rows, embed_axes: Axes) -> Float[Array, "tokens 1"]:
     """Of whole rows, of which this chip has the part `x`.
 
-    Few rows come in runs (engine/collectives.py). On a TPU the sums of the runs go over the chips as they are and are
+    Few rows come in runs (engine/axes.py). On a TPU the sums of the runs go over the chips as they are and are
     added up with what follows: alone that would be one operation more, a microsecond.
     """
     rows, columns = x.shape

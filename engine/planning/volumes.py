@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from engine.axes import scattered_together
+from engine.axes import FEW_ROWS, RUN, scattered_together
 from engine.layout import Axes, HeldSizes, Layout
 from engine.model.config import ModelConfig
 from engine.model.expert_strategy import entered_over, expert_axes, strategy
@@ -176,11 +176,14 @@ class Traffic:
     # The program, piece by piece.
 
     def _norm(self, what: str) -> Iterator[Collective]:
-        """Sums over rows of which a chip has a part: the mean square, or the mean and then the variance."""
+        """Sums over rows of which a chip has a part: the mean square, or the mean and then the variance.
+
+        Of few rows the sums of runs.
+        """
+        rows, columns = self._residual_tokens, self._part(self.config.embed, self.layout.used_embed)
+        sums = columns // RUN if rows < FEW_ROWS and columns % RUN == 0 else 1
         for sum_of in ("mean", "variance") if self.config.norm == "layer" else ("mean square",):
-            yield from self._over(
-                f"{what}, {sum_of}", "all-reduce", self.layout.used_embed, self._residual_tokens, _FLOAT32
-            )
+            yield from self._over(f"{what}, {sum_of}", "all-reduce", self.layout.used_embed, rows * sums, _FLOAT32)
 
     def _entry(self, what: str) -> Iterator[Collective]:
         embed = self._part(self.config.embed, self.layout.used_embed)
@@ -216,6 +219,12 @@ class Traffic:
     def _keys_or_values(self, name: str) -> Iterator[Collective]:
         layout, kv_heads, head_dim = self.layout, self.held.kv_heads, self.config.head_dim
         elements = self._entered_tokens * self._part(kv_heads * head_dim, layout.used_ffn)
+        few = self._entered_tokens < FEW_ROWS * layout.mesh.size(layout.used_embed)
+        if few and layout.attention != "heads" and layout.used_embed and layout.used_ffn and not layout.gathered:
+            yield from self._over(f"{name} sum", "all-reduce", layout.used_embed, elements, _FLOAT32)
+            everywhere = elements * layout.mesh.size(layout.used_ffn)
+            yield self._collective(f"{name} gather", "all-gather", (layout.used_ffn,), everywhere, None)
+            return
         yield from self._over(f"{name} scatter", "reduce-scatter", layout.used_embed, elements)
         if layout.attention != "heads":
             moved = self._part(elements, layout.used_embed)

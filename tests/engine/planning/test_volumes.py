@@ -72,6 +72,26 @@ def test_what_is_counted_is_what_the_program_issues(
     assert Counter(decode) == counted(Traffic(config, layout, held, "decode", 128, **of))
 
 
+@pytest.mark.parametrize(
+    ("name", "mesh", "ffn", "attention"),
+    [
+        ("llama-3.1-70b", "4x4x1", "ws2d", "batch"),
+        ("gpt3-175b", "2x2x2", "ws2d", "sequence"),
+        ("llama-2-7b", "4x2x1", "ws2d", "heads"),
+        ("palm-540b", "2x2x4", "wg-x", "batch"),
+    ],
+)
+def test_few_slots_are_counted_in_the_forms_that_tpus_take_for_them(
+    name: str, mesh: str, ffn: Feedforward, attention: AttentionSharding
+) -> None:
+    """One a chip: the sums of norms go in runs, keys and values everywhere."""
+    config = replace(named_model(name), layers=2)
+    layout, held = of_mesh(config, MeshShape.parse(mesh), ffn, attention)
+    slots = layout.mesh.chips
+    decode = traced_decode(config, Layouts(layout, layout), slots=slots, context=8192)
+    assert Counter(decode) == counted(Traffic(config, layout, held, "decode", slots))
+
+
 @pytest.mark.parametrize("layout", EVERY_LAYOUT[::7], ids="-".join)
 @pytest.mark.parametrize(("rows", "slots"), [(16, 16), (64, 256)])
 def test_a_mixture_is_counted_too(rows: int, slots: int, layout: tuple[Feedforward, AttentionSharding]) -> None:
