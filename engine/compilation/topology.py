@@ -41,12 +41,10 @@ class CompilerFacts:
     """Options a program should be compiled with: what is off by default and hides communication."""
     looped_tokens: range = range(0)
     """For so many of a chip's tokens its schedules are shorter with looped einsums (docs/partitioning.md)."""
-    fused_gathers: bool = True
-    """Its asynchronous gathers are fusions with products, which take their operand's memory for themselves."""
 
 
 FACTS: Mapping[str, CompilerFacts] = {
-    "v4": CompilerFacts(1.05e9, 44.8e9, "TPU v4", "megacore", _ASYNC_GATHER, range(256, 1025), fused_gathers=False),
+    "v4": CompilerFacts(1.05e9, 44.8e9, "TPU v4", "megacore", _ASYNC_GATHER, range(256, 1025)),
     "v5e": CompilerFacts(1.5e9, 46.7e9, "TPU v5 lite"),
     "v5p": CompilerFacts(1.75e9, 93.4e9, "TPU v5", "megacore", _ASYNC_GATHER_AS_FUSION),
     "v6e": CompilerFacts(1.75e9, 93.4e9, "TPU v6 lite", None, _ASYNC_GATHER_AS_FUSION),
@@ -144,9 +142,8 @@ def looped_tokens(device_kind: str) -> range:
 
 
 def fused_gathers(device_kind: str) -> bool:
-    """`CompilerFacts.fused_gathers` of a device as jax calls it; not of what is no TPU."""
-    facts = _facts_of(device_kind)
-    return facts is not None and facts.fused_gathers
+    """`Chip.fused_gathers` of a device as jax calls it; not of what is no TPU."""
+    return any(facts.device_kind == device_kind and named_chip(name).fused_gathers for name, facts in FACTS.items())
 
 
 def _facts_of(device_kind: str) -> CompilerFacts | None:

@@ -15,6 +15,7 @@ _GIB = 2.0**30
 _BOOK = "How to Scale Your Model (jax-ml/scaling-book), the tables of its chapters on TPUs and GPUs"
 _CLOUD = "Google Cloud documentation, docs.cloud.google.com/tpu/docs/"
 _FILLED = "fitted to the peaks of decode programs of libtpu 0.0.42.1 (tests/engine/planning/test_memory.py)"
+_FUSED = "read in programs of libtpu 0.0.42.1, compiled with the options of engine/compilation/topology.py"
 _LIMIT = "libtpu 0.0.42.1: what it says is available when it refuses a program"
 
 
@@ -41,6 +42,8 @@ class Chip:
     """What the TPU compiler lets one program use on one device."""
     filled_on_chip_bytes: int = 0
     """What decode programs fill of a device's on-chip memory with weights and temporaries; the compiler counts it."""
+    fused_gathers: bool = False
+    """The compiler makes an asynchronous gather and a product one operation (engine/model/partition.py)."""
     devices: int = 1
     """As how many the chip shows itself to jax. Each has this part of the memory and of the rates."""
     pod: tuple[int, ...] = ()
@@ -123,9 +126,10 @@ _ALL = (
         network_bytes_per_second=3.125e9,
         host_bytes_per_second=1.6e10,
         source=_BOOK,
-        other_sources={"compiler_hbm_bytes": _LIMIT, "filled_on_chip_bytes": _FILLED},
+        other_sources={"compiler_hbm_bytes": _LIMIT, "filled_on_chip_bytes": _FILLED, "fused_gathers": _FUSED},
         compiler_hbm_bytes=15.75 * _GIB,
         filled_on_chip_bytes=112 * 2**20,
+        fused_gathers=True,
         pod=(16, 16),
         host=(4, 2),
         wraps_every=16,
@@ -140,9 +144,10 @@ _ALL = (
         network_bytes_per_second=6.25e9,
         host_bytes_per_second=1.6e10,
         source=_BOOK,
-        other_sources={"compiler_hbm_bytes": _LIMIT, "filled_on_chip_bytes": _FILLED},
+        other_sources={"compiler_hbm_bytes": _LIMIT, "filled_on_chip_bytes": _FILLED, "fused_gathers": _FUSED},
         compiler_hbm_bytes=95.74 * _GIB,
         filled_on_chip_bytes=34 * 2**20,
+        fused_gathers=True,
         pod=(16, 20, 28),
         host=(2, 2, 1),
         wraps_every=4,
@@ -157,9 +162,10 @@ _ALL = (
         network_bytes_per_second=12.5e9,
         host_bytes_per_second=3.2e10,
         source=_BOOK,
-        other_sources={"compiler_hbm_bytes": _LIMIT, "filled_on_chip_bytes": _FILLED},
+        other_sources={"compiler_hbm_bytes": _LIMIT, "filled_on_chip_bytes": _FILLED, "fused_gathers": _FUSED},
         compiler_hbm_bytes=31.25 * _GIB,
         filled_on_chip_bytes=94 * 2**20,
+        fused_gathers=True,
         pod=(16, 16),
         host=(4, 2),
         wraps_every=16,
@@ -178,9 +184,11 @@ _ALL = (
             "int8_ops_per_second": _CLOUD + "tpu7x states fp8 alone; that int8 is as fast is assumed",
             "link_bytes_per_second": _CLOUD + "tpu7x: 1200 GB/s a chip both ways, over six links",
             "compiler_hbm_bytes": _LIMIT,
+            "fused_gathers": "as on v5p; no program of this chip was looked at",
             "pod": _CLOUD + "tpu7x: 9216 chips; that they form 16x24x24 is assumed",
         },
         compiler_hbm_bytes=94.75 * _GIB,
+        fused_gathers=True,
         devices=2,
         pod=(16, 24, 24),
         host=(2, 2, 1),

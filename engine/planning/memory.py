@@ -21,6 +21,7 @@ from functools import cached_property, lru_cache
 
 from engine.layout import Axes, DimAxes, HeldSizes, Layout
 from engine.model.config import ModelConfig
+from engine.model.expert_strategy import entered_over, expert_axes, strategy
 from engine.model.params import Parameter, declare, declare_layer
 from engine.planning.buckets import CHUNK_STEPS, PAGE_TOKENS
 from engine.planning.program import ITEM_BYTES, SCALED, Dtype, Program
@@ -28,6 +29,8 @@ from engine.planning.tiling import compact_bytes, tiled_bytes
 from engine.planning.volumes import LOOKED_UP_TOKENS, SCORED_POSITIONS
 
 TOP_LOGPROBS = 20
+MOST_BLOCK_ROWS = 1024
+"""Of a mixture, through one expert at a time (engine/model/mixture.py)."""
 
 _FLOAT32 = 4
 _LANES = 128
@@ -227,7 +230,7 @@ def _score_moments(program: Program) -> Iterator[Moment]:
     yield _embedding(program)
     yield _attention(program)
     yield _feedforward(program)
-    if _pieces(program) > 1:
+    if _pieces(program) > 1 and not program.config.experts:
         yield _leaving(program)
     layout = program.layout
     positions = math.gcd(program.part(program.tokens, layout.tokens), SCORED_POSITIONS)
@@ -251,7 +254,7 @@ def _prefill_moments(program: Program) -> Iterator[Moment]:
     if program.config.layers > 1:  # of the last layer only keys and values are computed
         yield _attention(program)
         yield _feedforward(program)
-        if _pieces(program) > 1:
+        if _pieces(program) > 1 and not program.config.experts:
             yield _leaving(program)
 
 
@@ -292,19 +295,22 @@ def _attention(program: Program) -> Moment:
 def _feedforward(program: Program) -> Moment:
     """The product with `up`, when the result with `gate` is there and `down` is being gathered."""
     layout, config = program.layout, program.config
+    if config.experts:
+        return _mixture(program)
     pieces, hidden = _pieces(program), _hidden(program)
     matrices = 3 if config.gated else 2
+    fused = bool(layout.gathered) and program.chip.fused_gathers
     held = [
         Held("residual stream", _residual(program)),
         Held("entered", _entered(program)),
-        # On a chip that has all of ffn, up's product takes gate's place.
-        Held("gate and up", hidden * (matrices - 1 if layout.used_embed or layout.used_ffn else 1)),
+        # On a chip that has all of ffn, up's product takes gate's place, but not where it is one with a gather.
+        Held("gate and up", hidden * (matrices - 1 if layout.used_embed or layout.used_ffn or fused else 1)),
     ]
     if pieces > 1:
         held.append(Held("a piece of what entered", _entered(program) // pieces))
     if config.parallel_block:
         held.append(Held("attention's result, before its product", _mixed(program)))
-    else:
+    elif not fused:
         held.append(Held("attention's result, still to be added", _residual(program)))
     if layout.gathered:
         matrix = _used_bytes(program, "up")
@@ -315,6 +321,34 @@ def _feedforward(program: Program) -> Moment:
         held.append(Held("half-gathered matrix", matrix // program.layouts.mesh.size(last)))
         if config.parallel_block:
             held.append(Held("gathered attention_out", _used_bytes(program, "attention_out")))
+    return Moment("feed-forward", tuple(held))
+
+
+def _mixture(program: Program) -> Moment:
+    """In the loop over blocks of rows all matrices are there, of all experts that this chip has in use."""
+    layout, config, size = program.layout, program.config, program.layouts.mesh.size
+    experts = config.experts
+    assert experts is not None
+    item = _weight_item(program)
+    how = strategy(_tokens(program), config, layout, program.activation_bytes, math.ceil(item))
+    over = () if how == "gathered" else expert_axes(experts.count, layout)
+    tokens = program.part(_tokens(program), layout.tokens) * size(entered_over(how, experts.count, layout))
+    here = experts.count // size(over)
+    rows = tokens * (size(over) if how == "sent" else 1) * min(experts.per_token, here)
+    embed = program.part(config.embed, layout.used_embed)
+    held = [
+        Held("residual stream", _residual(program)),
+        Held("entered", tiled_bytes((tokens, embed), program.activation_bytes)),
+        Held("results of rows", tiled_bytes((rows + MOST_BLOCK_ROWS, embed), program.activation_bytes)),
+    ]
+    if how == "sent" and over:
+        held.append(Held("rows sent here", tiled_bytes((rows, embed), program.activation_bytes)))
+    gathered = tuple(axis for axis in (*layout.gathered, *layout.experts_split(experts.count)) if axis not in over)
+    if gathered:
+        names = [name for name in ("gate", "up", "down") if name in program.layer]
+        sizes = [_used_bytes(program, name, gathered) for name in names]
+        held.append(Held("gathered matrices", sum(sizes)))
+        held.append(Held("half-gathered matrix", sizes[-1] // size(gathered[:1])))
     return Moment("feed-forward", tuple(held))
 
 
@@ -381,9 +415,10 @@ def _layer_split(program: Program, name: str) -> tuple[Parameter, DimAxes]:
     return declared, program.layout.at_rest(declared.axes, program.held.kv_heads, program.config.expert_count)
 
 
-def _used_bytes(program: Program, name: str) -> int:
+def _used_bytes(program: Program, name: str, gathered: Axes | None = None) -> int:
     declared, split = _layer_split(program, name)
-    used: DimAxes = tuple(tuple(axis for axis in over if axis not in program.layout.gathered) for over in split)
+    gathered = program.layout.gathered if gathered is None else gathered
+    used: DimAxes = tuple(tuple(axis for axis in over if axis not in gathered) for over in split)
     return int(math.prod(_own(program, declared.shape, used)) * _weight_item(program))
 
 

@@ -62,6 +62,10 @@ def _pass(
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         q, k, v = (x.reshape(rows, chunk, *x.shape[1:]) for x in (q, k, v))
+        if keys:
+            # Else the compiler puts off bringing those of the layer before into the form in which they are returned,
+            # and in the end has all layers' in both forms.
+            k, keys[-1], values[-1] = lax.optimization_barrier((k, keys[-1], values[-1]))
         keys.append(k)
         values.append(v)
         k, v = (own_kv_heads(all_gather(x, layout.attention_sequence, dim=1), model, dim=2) for x in (k, v))

@@ -52,7 +52,7 @@ def copies_of(topology: Topology, fused: bool) -> tuple[Copy, ...]:
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler")
 def test_of_no_argument_a_copy_is_made() -> None:
     topology = Topology.parse("v6e:2x2")
-    assert topology.facts.fused_gathers
+    assert topology.chip.fused_gathers
     of_a_weight = EMBED * FFN * 2 // 2
     assert [one.bytes for one in copies_of(topology, fused=False)].count(of_a_weight) > LAYERS / 2
     assert of_a_weight not in [one.bytes for one in copies_of(topology, fused=True)]
