@@ -300,14 +300,17 @@ def _feedforward(program: Program) -> Moment:
     pieces, hidden = _pieces(program), _hidden(program)
     matrices = 3 if config.gated else 2
     fused = bool(layout.gathered) and program.chip.fused_gathers
+    entered = _entered(program)
+    if fused and pieces == 1 and entered <= program.chip.filled_on_chip_bytes:
+        entered = 0  # brought to on-chip memory for the product
     held = [
         Held("residual stream", _residual(program)),
-        Held("entered", _entered(program)),
+        Held("entered", entered),
         # On a chip that has all of ffn, up's product takes gate's place, but not where it is one with a gather.
         Held("gate and up", hidden * (matrices - 1 if layout.used_embed or layout.used_ffn or fused else 1)),
     ]
     if pieces > 1:
-        held.append(Held("a piece of what entered", _entered(program) // pieces))
+        held.append(Held("a piece of what entered", entered // pieces))
     if config.parallel_block:
         held.append(Held("attention's result, before its product", _mixed(program)))
     elif not fused:
@@ -343,7 +346,8 @@ def _mixture(program: Program) -> Moment:
     ]
     if how == "sent" and over:
         held.append(Held("rows sent here", tiled_bytes((rows, embed), program.activation_bytes)))
-    gathered = tuple(axis for axis in (*layout.gathered, *layout.experts_split(experts.count)) if axis not in over)
+    split = layout.experts_split(experts.count)
+    gathered: Axes = tuple(axis for axis in (*layout.gathered, *split) if axis not in over)
     if gathered:
         names = [name for name in ("gate", "up", "down") if name in program.layer]
         sizes = [_used_bytes(program, name, gathered) for name in names]

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
 from engine.collectives import all_gather, hand_on, index
@@ -25,6 +26,8 @@ from engine.model.params import Params
 from engine.model.partition import Partition
 from engine.model.splash import fits, splash_attention
 from engine.steps.pipeline import cut, join, piece, with_piece
+
+_RETURNED = Layout(major_to_minor=(0, 1, 2, 3))
 
 KeysOrValues = list[Float[Array, "own_rows own_seq kv_heads head_dim"]]
 
@@ -64,8 +67,9 @@ def _pass(
         q, k, v = (x.reshape(rows, chunk, *x.shape[1:]) for x in (q, k, v))
         if keys:
             # Else the compiler puts off bringing those of the layer before into the form in which they are returned,
-            # and in the end has all layers' in both forms.
-            k, keys[-1], values[-1] = lax.optimization_barrier((k, keys[-1], values[-1]))
+            # and in the end has all layers' in two forms.
+            done = (with_layout_constraint(one[-1], _RETURNED) for one in (keys, values))
+            k, keys[-1], values[-1] = lax.optimization_barrier((k, *done))
         keys.append(k)
         values.append(v)
         k, v = (own_kv_heads(all_gather(x, layout.attention_sequence, dim=1), model, dim=2) for x in (k, v))
