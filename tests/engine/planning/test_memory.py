@@ -62,6 +62,12 @@ gemma-2-27b 46 v6e 2x4x1 decode ws2d heads 64 4096 bfloat16 bfloat16 19374576576
 llama-3.1-70b 80 v5e 4x4x1 decode ws2d batch 8 2048 int8 int8 5122664960
 llama-3.1-70b 80 v5e 4x4x1 decode ws2d batch 64 2048 int8 int8 6160637440
 llama-3.1-70b 80 v5e 4x4x1 decode ws2d batch 128 2048 int8 int8 7544760832
+llama-3.1-8b 32 v5e 1x2x4 decode ws1d heads 64 2048 int8 int8 2203783680
+mixtral-8x7b 32 v5p 1x4x2 decode ws1d heads 128 2048 bfloat16 bfloat16 16115885408
+palm-62b 64 v4 2x2x2 decode ws2d batch 256 2048 bfloat16 bfloat16 21029654016
+llama-3.1-70b 4 v5e 4x4x1 prefill wg-xyz batch 32 2048 int8 bfloat16 1360822784
+llama-3.1-70b 80 v5p 2x2x2 prefill wg-xyz batch 64 2048 bfloat16 bfloat16 26002072192
+llama-3.1-8b 32 v6e 2x2x1 prefill wg-xyz batch 64 2048 bfloat16 bfloat16 10104610048
 """
 """Cut-down decode programs had two pages more than slots need, up to 1.6 % of the cache."""
 
