@@ -6,8 +6,7 @@ Arguments are the parameters as they rest and, in decode, the cache, which is do
 The temporaries are those of the moments below, each the list of what is alive then; only the largest counts. Where a
 TPU keeps all temporaries in its on-chip memory, as in decode, the compiler's peak has what it fills of that instead.
 
-This is the peak of the compiler's schedule, which leaves out what is lost between buffers (a few per cent). Not
-foreseen: a mixture's rows.
+This is the peak of the compiler's schedule, which leaves out what is lost between buffers (a few per cent).
 
 A stage of a pipeline has its share of the layers, and at any moment one micro-batch or one group of the slots.
 """

@@ -27,7 +27,8 @@ from engine.model.partition import Partition
 from engine.model.splash import fits, splash_attention
 from engine.steps.pipeline import cut, join, piece, with_piece
 
-_RETURNED = Layout(major_to_minor=(0, 1, 2, 3))
+_LANES = 128
+"""Numbers that fill a row of a TPU's tile."""
 
 KeysOrValues = list[Float[Array, "own_rows own_seq kv_heads head_dim"]]
 
@@ -65,10 +66,11 @@ def _pass(
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         q, k, v = (x.reshape(rows, chunk, *x.shape[1:]) for x in (q, k, v))
-        if keys:
+        if keys and model.fused_gathers and layout.gathered and config.head_dim % _LANES == 0:
             # Else the compiler puts off bringing those of the layer before into the form in which they are returned,
             # and in the end has all layers' in two forms.
-            done = (with_layout_constraint(one[-1], _RETURNED) for one in (keys, values))
+            returned = Layout((0, 2, 1, 3) if k.shape[2] == 1 else (0, 1, 2, 3))
+            done = (with_layout_constraint(one[-1], returned) for one in (keys, values))
             k, keys[-1], values[-1] = lax.optimization_barrier((k, *done))
         keys.append(k)
         values.append(v)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -71,9 +72,10 @@ def test_gathered_so_a_matrix_is_the_same(dtype: Any) -> None:
     np.testing.assert_array_equal(jax.jit(on_chips)(weight), weight)
 
 
-@pytest.mark.parametrize("model", ["llama", "mixtral"])
+@pytest.mark.parametrize("model", ["llama", "palm", "mixtral"])
 def test_a_model_whose_weights_are_gathered_so(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, tokens = MODELS[model], np.arange(64, dtype=np.int32).reshape(8, 8)
+    """And whose keys and values are put in order layer by layer."""
+    config, tokens = replace(MODELS[model], head_dim=128), np.arange(64, dtype=np.int32).reshape(8, 8)
     layouts = Layouts.of(MeshShape.parse("2x2x2"), ("wg-xyz", "batch"), ("ws2d", "batch"))
     found = []
     for fused in (False, True):

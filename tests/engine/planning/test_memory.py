@@ -68,6 +68,8 @@ palm-62b 64 v4 2x2x2 decode ws2d batch 256 2048 bfloat16 bfloat16 21029654016
 llama-3.1-70b 4 v5e 4x4x1 prefill wg-xyz batch 32 2048 int8 bfloat16 1360822784
 llama-3.1-70b 80 v5p 2x2x2 prefill wg-xyz batch 64 2048 bfloat16 bfloat16 26002072192
 llama-3.1-8b 32 v6e 2x2x1 prefill wg-xyz batch 64 2048 bfloat16 bfloat16 10104610048
+llama-2-13b 40 v5e 2x4x1 prefill wg-xyz batch 16 2048 bfloat16 bfloat16 7160439296
+mixtral-8x7b 32 v5e 4x4x1 prefill wg-xyz batch 32 2048 int8 bfloat16 5175843328
 """
 """Cut-down decode programs had two pages more than slots need, up to 1.6 % of the cache."""
 
