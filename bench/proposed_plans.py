@@ -45,11 +45,8 @@ CASES = (
     Case("mixtral-8x7b", "v5e:4x4", "prefill", 32, 2048, "int8", "bf16"),
     Case("llama-2-13b", "v5e:2x4", "prefill", 16, 2048, "bf16", "bf16"),
     Case("palm-8b", "v6e:2x2", "decode", 64, 2048, "int8", "bf16"),
-    Case("gemma-2-27b", "v5p:2x2x1", "prefill", 32, 4096, "int8", "bf16"),
-    Case("mixtral-8x7b", "v4:2x2x4", "decode", 64, 2048, "bf16", "bf16"),
     Case("palm-62b", "v4:2x2x4", "prefill", 64, 2048, "bf16", "bf16"),
     Case("llama-3.1-70b", "v5p:2x2x2", "prefill", 64, 2048, "bf16", "bf16"),
-    Case("gemma-2-27b", "v6e:2x4", "decode", 64, 4096, "bf16", "bf16"),
 )
 
 

@@ -70,6 +70,9 @@ llama-3.1-70b 80 v5p 2x2x2 prefill wg-xyz batch 64 2048 bfloat16 bfloat16 260020
 llama-3.1-8b 32 v6e 2x2x1 prefill wg-xyz batch 64 2048 bfloat16 bfloat16 10104610048
 llama-2-13b 40 v5e 2x4x1 prefill wg-xyz batch 16 2048 bfloat16 bfloat16 7160439296
 mixtral-8x7b 32 v5e 4x4x1 prefill wg-xyz batch 32 2048 int8 bfloat16 5175843328
+palm-8b 4 v6e 2x2x1 prefill wg-xyz batch 16 2048 bfloat16 bfloat16 2006129696
+palm-62b 64 v4 2x2x4 prefill wg-xyz batch 64 2048 bfloat16 bfloat16 10675071488
+llama-3.1-70b 80 v5e 4x4x1 prefill wg-xyz batch 32 2048 int8 bfloat16 6784812032
 """
 """Cut-down decode programs had two pages more than slots need, up to 1.6 % of the cache."""
 
