@@ -79,7 +79,7 @@ class Memory:
 
     @property
     def temporaries(self) -> int:
-        return max(self.fullest.bytes, self.on_chip) + self.copies
+        return max(self.fullest.bytes + self.copies, self.on_chip)
 
     @property
     def peak(self) -> int:
