@@ -43,6 +43,7 @@ def in_int8(config: ModelConfig, params: Params) -> Params:
 
 # Weights.
 
+FEWER = ("palm", "gpt2")
 TOKENS = np.random.default_rng(0).integers(3, 320, (8, 64)).astype(np.int32)
 
 
@@ -52,7 +53,7 @@ def all_logits(config: ModelConfig, params: Params) -> np.ndarray:
     return np.asarray(run(jax.tree.map(jnp.asarray, params)))
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [pytest.param(m, marks=pytest.mark.slow if m in FEWER else ()) for m in MODELS])
 def test_int8_weights_change_logits_little(model: str) -> None:
     """The median token's by 1.0 to 3.6 % of their spread, over five families and three seeds each.
 

@@ -22,7 +22,7 @@ ASKED = {
 THREADS = ("--direct_running_mode=multi_threading", "--direct_num_workers=2")
 
 
-@pytest.fixture(scope="module", params=ASKED)
+@pytest.fixture(scope="module", params=["generate", pytest.param("score", marks=pytest.mark.slow)])
 def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     rows = [*fake_job.questions(ROWS), '{"id": "cut in half', {"id": "no question"}]
     source = fake_job.write_jsonl(tmp_path_factory.mktemp("in") / "a.jsonl", rows)

@@ -30,9 +30,16 @@ def attend(queries: np.ndarray, keys: Any, values: Any, loop_over_slots: bool, *
     return np.asarray(run(jnp.asarray(queries), keys, values, TABLE, LENGTHS, loop_over_slots))
 
 
-@pytest.mark.parametrize("rules", [{}, {"softcap": 2.0, "scale": 0.3}, {"window": 20}], ids=str)
-@pytest.mark.parametrize("loop_over_slots", [True, False])
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+RULES: list[dict] = [{}, {"softcap": 2.0, "scale": 0.3}, {"window": 20}]
+EVERY_WAY = [
+    pytest.param(kv_heads, loop, rules, marks=pytest.mark.slow if kv_heads != 2 and (rules or not loop) else ())
+    for kv_heads in (1, 2, 4)
+    for loop in (True, False)
+    for rules in RULES
+]
+
+
+@pytest.mark.parametrize(("kv_heads", "loop_over_slots", "rules"), EVERY_WAY)
 def test_it_is_attention_over_the_dequantised_cache(kv_heads: int, loop_over_slots: bool, rules: dict) -> None:
     queries = RNG.standard_normal((SLOTS, HEADS, HEAD_DIM)).astype(np.float32)
     keys, values = pool(kv_heads), pool(kv_heads)

@@ -128,8 +128,14 @@ def test_one_chip(mixture: str) -> None:
     np.testing.assert_allclose(on_one_chip(layer, x, config), loop(layer, x, config), atol=1e-5)
 
 
-@pytest.mark.parametrize("ffn", LAYOUTS)
-@pytest.mark.parametrize("mesh", MESHES)
+EVERY_LAYOUT = [
+    pytest.param(mesh, ffn, marks=pytest.mark.slow if (row + column) % 2 else ())
+    for row, mesh in enumerate(MESHES)
+    for column, ffn in enumerate(LAYOUTS)
+]
+
+
+@pytest.mark.parametrize(("mesh", "ffn"), EVERY_LAYOUT)
 def test_every_way_over_every_layout(mesh: str, ffn: Feedforward) -> None:
     layout, layer, x = layout_of(mesh, ffn), layer_of(CONFIG), tokens_of(CONFIG)
     for out in on_mesh(layer, x, CONFIG, layout, ways_of(CONFIG, layout)):
@@ -363,7 +369,13 @@ class TestMixture:
 
 @pytest.mark.parametrize(
     ("embed", "ffn", "dtype"),
-    [(64, 96, "float32"), (64, 96, "bfloat16"), (64, 96, "int8"), (100, 52, "float32"), (512, 384, "float32")],
+    [
+        pytest.param(64, 96, "float32", marks=pytest.mark.slow),
+        (64, 96, "bfloat16"),
+        (64, 96, "int8"),
+        pytest.param(100, 52, "float32", marks=pytest.mark.slow),
+        (512, 384, "float32"),
+    ],
 )
 def test_a_rows_bits_do_not_depend_on_its_company(embed: int, ffn: int, dtype: str) -> None:
     """On CPU: not on how many rows there are, nor on which experts the others go to."""

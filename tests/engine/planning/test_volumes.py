@@ -40,7 +40,7 @@ def counted(traffic: Traffic) -> Counter[Stage]:
 
 EVERY_LAYOUT = [(ffn, attention) for ffn in FFN for attention in ATTENTION]
 CASES = [(name, "4x4x4", *layout) for name in ("palm-540b",) for layout in EVERY_LAYOUT] + [
-    (name, mesh, *EVERY_LAYOUT[number])
+    pytest.param(name, mesh, *EVERY_LAYOUT[number], marks=pytest.mark.slow if number > 4 else ())
     for start, (name, mesh) in enumerate(
         [
             ("llama-3.1-405b", "4x4x4"),
