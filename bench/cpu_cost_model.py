@@ -3,12 +3,12 @@
     python -m bench.cpu_cost_model [--profile FILE] [--slots 1 8 32 128] [--models demo 134m] [--rounds 2]
 
 One command, six to eight minutes on two cores; the machine should do nothing else meanwhile. It measures the machine
-(unless a profile is given), then what the host does for a request and for a token, and predicts from that alone: steps
-and prefills come from the planner's small batcher (engine/planning/batching.py), their times from the cost model. Then
+(unless a profile is given), then what the host does for a request, a token and a call, with a model that is nothing, and
+predicts from that alone: steps and prefills come from the planner's small batcher (engine/planning/batching.py), their times from the cost model. Then
 the engine generates with random weights in float32, 128 tokens in and 64 out (the demo: 1000 prompts, 24 in and 8 out).
 All numbers of slots take turns, and the best round of each counts.
 
-The programs have eight rows at least, so one slot is predicted, and measured, little faster than eight.
+The programs have eight rows at least, so one slot takes nearly as long as eight.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from engine.compilation.options import DecodeOptions, choose_options
 from engine.layout import Layouts
 from engine.model.config import ModelConfig
 from engine.model.params import Params, build, count
-from engine.planning.batching import Workload, play
+from engine.planning.batching import Flow, Workload, play
 from engine.planning.cost import cost
 from engine.planning.machine import Machine
 from engine.planning.program import Phase, Program
@@ -43,6 +43,15 @@ class Asked(NamedTuple):
     new: int
     requests: int
     """Of a round, at least; so many that it takes a second or more."""
+
+
+class Host(NamedTuple):
+    """Seconds of the engine's thread beside its programs."""
+
+    request: float
+    token: float
+    call: float
+    """Of the decode program, with what is admitted before it."""
 
 
 MODELS: dict[str, Asked] = {
@@ -68,7 +77,7 @@ MODELS: dict[str, Asked] = {
 NOTHING = replace(CONFIG, layers=1, embed=16, ffn=16, heads=1, kv_heads=1, head_dim=16, vocab=64)
 """A model whose programs take no time, so that what is left is the host's."""
 _MOST = 128
-_HOST_REQUESTS = 256
+_HOST_REQUESTS = 1000
 
 
 def main() -> None:
@@ -81,8 +90,10 @@ def main() -> None:
     start = time.perf_counter()
     machine = Machine.from_json(arguments.profile.read_text()) if arguments.profile else measure(("float32",))
     print(machine.to_json())
-    host = host_seconds()
-    print(f"host: {host[0] * 1e6:.0f} us a request and {host[1] * 1e6:.1f} us a token of it\n")
+    host = host_seconds(machine)
+    print(
+        f"host: {host.request * 1e6:.0f} us a request, {host.token * 1e6:.1f} a token, {host.call * 1e6:.0f} a call\n"
+    )
     print("| model | slots | predicted tokens/s | measured | ratio | predicted: steps, prefills, host |")
     print("|---|--:|--:|--:|--:|---|")
     for name in arguments.models:
@@ -108,18 +119,29 @@ def requests_of(asked: Asked, slots: int) -> int:
 # Predicted.
 
 
-def predicted(machine: Machine, host: tuple[float, float], asked: Asked, slots: int) -> tuple[float, float, float]:
+def predicted(machine: Machine, host: Host, asked: Asked, slots: int) -> tuple[float, float, float]:
     """Seconds of one round: in steps of decode, in prefills, on the host."""
+    requests = requests_of(asked, slots)
+    flow = flow_of(asked, slots, requests)
+    steps, prefills = in_programs(machine, asked, slots, flow)
+    return steps, prefills, requests * (host.request + asked.new * host.token) + flow.chunks * host.call
+
+
+def in_programs(machine: Machine, asked: Asked, slots: int, flow: Flow) -> tuple[float, float]:
     config, prompt, new, _ = asked
-    requests, options = requests_of(asked, slots), options_of(config, slots)
-    workload = Workload((prompt,) * requests, (new,) * requests, requests, options.max_length, shard_requests=requests)
-    flow = play(workload, slots, requests)
+    options = options_of(config, slots)
     idle = options.slot_rows - round(slots * flow.busy_fraction)
     steps = flow.decode_steps * program_seconds(machine, config, "decode", options.slot_rows, prompt + new // 2, idle)
     bucket = options.bucket(prompt - 1)
     programs = sum(-(-most // options.rows(bucket)) * times for (_, most), times in flow.admitted.items())
     prefills = programs * program_seconds(machine, config, "prefill", options.rows(bucket), bucket)
-    return steps, prefills, requests * (host[0] + new * host[1])
+    return steps, prefills
+
+
+def flow_of(asked: Asked, slots: int, requests: int) -> Flow:
+    lengths = (asked.prompt,) * requests, (asked.new,) * requests
+    most = options_of(asked.config, slots).max_length
+    return play(Workload(*lengths, requests, most, shard_requests=requests), slots, requests)
 
 
 def program_seconds(
@@ -133,18 +155,20 @@ def program_seconds(
 # Measured.
 
 
-def host_seconds() -> tuple[float, float]:
-    """What the host takes for a request, and for each token of it, beside waiting for the device."""
-    params, options = random_params(NOTHING), options_of(NOTHING, 32)
-    short, long = 8, 64
-    taken: dict[int, float] = {}
-    with Engine(params, NOTHING, options) as engine:
-        for _ in range(4):  # the first compiles
-            for new in (short, long):
-                wall, device, _ = run(engine, NOTHING, 32, new, _HOST_REQUESTS)
-                taken[new] = min(taken.get(new, float("inf")), (wall - device) / _HOST_REQUESTS)
-    of_token = max(0.0, (taken[long] - taken[short]) / (long - short))
-    return max(0.0, taken[short] - short * of_token), of_token
+def host_seconds(machine: Machine) -> Host:
+    """What is left of the time of a model that is nothing when its programs are taken away."""
+    params, counts, taken = random_params(NOTHING), [], []
+    for slots in (1, 32):
+        with Engine(params, NOTHING, options_of(NOTHING, slots)) as engine:
+            run(engine, NOTHING, 32, 2, 1)  # compiles
+            for new in (8, 64):
+                asked = Asked(NOTHING, 32, new, _HOST_REQUESTS)
+                flow = flow_of(asked, slots, _HOST_REQUESTS)
+                shortest = min(run(engine, NOTHING, 32, new, _HOST_REQUESTS)[0] for _ in range(3))
+                taken.append(shortest - sum(in_programs(machine, asked, slots, flow)))
+                counts.append((_HOST_REQUESTS, _HOST_REQUESTS * new, flow.chunks))
+    found = np.linalg.lstsq(np.array(counts, float), np.array(taken), rcond=None)[0]
+    return Host(*(max(0.0, float(seconds)) for seconds in found))
 
 
 def rates(asked: Asked, slots: list[int], rounds: int) -> list[float]:
@@ -157,7 +181,7 @@ def rates(asked: Asked, slots: list[int], rounds: int) -> list[float]:
             run(engine, config, prompt, 2, 1)  # compiles
         for _ in range(rounds):
             for at, (engine, each) in enumerate(zip(engines, slots, strict=True)):
-                wall, _, tokens = run(engine, config, prompt, new, requests_of(asked, each))
+                wall, tokens = run(engine, config, prompt, new, requests_of(asked, each))
                 best[at] = max(best[at], tokens / wall)
     finally:
         for engine in engines:
@@ -165,8 +189,8 @@ def rates(asked: Asked, slots: list[int], rounds: int) -> list[float]:
     return best
 
 
-def run(engine: Engine, config: ModelConfig, prompt: int, new: int, requests: int) -> tuple[float, float, int]:
-    """Seconds, seconds of them that the engine waited for its device, and tokens."""
+def run(engine: Engine, config: ModelConfig, prompt: int, new: int, requests: int) -> tuple[float, int]:
+    """Seconds, and tokens."""
     rng = np.random.default_rng(0)
     asked = [
         GenerateRequest(
@@ -174,12 +198,10 @@ def run(engine: Engine, config: ModelConfig, prompt: int, new: int, requests: in
         )
         for _ in range(requests)
     ]
-    before, start = engine.counters, time.perf_counter()
+    before, start = engine.counters["generated_tokens"], time.perf_counter()
     for future in [engine.submit(one) for one in asked]:
         future.result()
-    wall, after = time.perf_counter() - start, engine.counters
-    device = after["device_seconds"] - before["device_seconds"]
-    return wall, device, int(after["generated_tokens"] - before["generated_tokens"])
+    return time.perf_counter() - start, int(engine.counters["generated_tokens"] - before)
 
 
 def options_of(config: ModelConfig, slots: int) -> DecodeOptions:
