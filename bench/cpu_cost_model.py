@@ -3,10 +3,10 @@
     python -m bench.cpu_cost_model [--profile FILE] [--slots 1 8 32 128] [--models demo 134m] [--rounds 2]
 
 One command, six to eight minutes on two cores; the machine should do nothing else meanwhile. It measures the machine
-(unless a profile is given), then what the host does for a request, a token and a call, with a model that is nothing, and
-predicts from that alone: steps and prefills come from the planner's small batcher (engine/planning/batching.py), their times from the cost model. Then
-the engine generates with random weights in float32, 128 tokens in and 64 out (the demo: 1000 prompts, 24 in and 8 out).
-All numbers of slots take turns, and the best round of each counts.
+(unless a profile is given), then what the host does for a request, a token and a call, with a model that is nothing,
+and predicts from that alone: steps and prefills come from the planner's small batcher (engine/planning/batching.py),
+their times from the cost model. Then the engine generates with random weights in float32, 128 tokens in and 64 out (the
+demo: 1000 prompts, 24 in and 8 out). All numbers of slots take turns, and the best round of each counts.
 
 The programs have eight rows at least, so one slot takes nearly as long as eight.
 """
