@@ -31,6 +31,9 @@ HOP_BYTES = 90_000
 EXCHANGE_BYTES = 2_000_000
 """The same for what sending costs a chip besides: offsets, sorting, folding (20 to 25 us on v5e and v5p, estimated)."""
 
+MOST_BLOCK_ROWS = 1024
+"""That go through one expert at a time (engine/model/mixture.py)."""
+
 
 def expert_axes(experts: int, layout: Layout) -> Axes:
     """Over which the experts of weights in use are split, if they are not gathered as well."""

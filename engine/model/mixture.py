@@ -26,13 +26,12 @@ from engine.collectives import all_gather, largest, reduce_scatter
 from engine.layout import Layout
 from engine.model.activations import activation
 from engine.model.config import ModelConfig
+from engine.model.expert_strategy import MOST_BLOCK_ROWS
 from engine.model.linear import linear
 from engine.model.params import Params
 
 FEW_ROWS = 256
 """So many rows are multiplied in the time that the weights take to be read (v5e, bf16: 197e12 / 8.1e11 = 243)."""
-
-MOST_BLOCK_ROWS = 1024
 
 Product = Callable[[Array, str], Array]
 """(rows, name of a matrix) -> rows."""

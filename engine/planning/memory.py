@@ -20,7 +20,7 @@ from functools import cached_property, lru_cache
 
 from engine.layout import Axes, DimAxes, HeldSizes, Layout
 from engine.model.config import ModelConfig
-from engine.model.expert_strategy import entered_over, expert_axes, strategy
+from engine.model.expert_strategy import MOST_BLOCK_ROWS, entered_over, expert_axes, strategy
 from engine.model.params import Parameter, declare, declare_layer
 from engine.planning.buckets import CHUNK_STEPS, PAGE_TOKENS
 from engine.planning.program import ITEM_BYTES, SCALED, Dtype, Program
@@ -28,8 +28,6 @@ from engine.planning.tiling import compact_bytes, tiled_bytes
 from engine.planning.volumes import LOOKED_UP_TOKENS, SCORED_POSITIONS
 
 TOP_LOGPROBS = 20
-MOST_BLOCK_ROWS = 1024
-"""Of a mixture, through one expert at a time (engine/model/mixture.py)."""
 
 _FLOAT32 = 4
 _LANES = 128

@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
+
+from pipeline.inference import ShardJob
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,6 +26,19 @@ def command(engine: str, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def told_to_workers(monkeypatch: pytest.MonkeyPatch) -> list[ShardJob]:
+    """What the workers of every run from now on are told, run by run."""
+    seen: list[ShardJob] = []
+    of = ShardJob.of.__func__
+
+    def told(cls: type[ShardJob], *args: object, **kwargs: object) -> ShardJob:
+        seen.append(of(cls, *args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(ShardJob, "of", classmethod(told))
+    return seen
 
 
 def rows(output: Path) -> list[dict]:

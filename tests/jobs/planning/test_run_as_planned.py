@@ -29,6 +29,7 @@ from jobs.planning.places import Here
 from pipeline.inference import ShardJob
 from schemas.prediction import Prediction
 from tests.engine.planning.test_machine import MACHINE
+from tests.jobs import running
 from tests.pipeline.example_output import contents
 
 FACTORY = "tests.fake_engine:instant"
@@ -56,15 +57,7 @@ def keep_profile(machine: Machine) -> None:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[ShardJob]:
     """What the workers are told, run by run."""
-    seen: list[ShardJob] = []
-    of = ShardJob.of.__func__
-
-    def told(cls: type[ShardJob], *args: object, **kwargs: object) -> ShardJob:
-        seen.append(of(cls, *args, **kwargs))
-        return seen[-1]
-
-    monkeypatch.setattr(ShardJob, "of", classmethod(told))
-    return seen
+    return running.told_to_workers(monkeypatch)
 
 
 def read(output: Path) -> Prediction:

@@ -18,6 +18,7 @@ from jobs.planning.history import Earlier, job_key, model_key, remember
 from jobs.submission import dry_run, submit
 from pipeline.inference import ShardJob
 from schemas.prediction import Prediction
+from tests.jobs import running
 from tests.jobs.submission.jobs import DATAFLOW
 from tests.jobs.submission.test_dataflow_job import TPUS
 
@@ -47,15 +48,7 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[ShardJob]:
     monkeypatch.setattr(submit.endpoints, "require", lambda job: None)
     monkeypatch.setattr("jobs.beam_run.new_pipeline", lambda *_: None)  # for which Beam asks about credentials
     monkeypatch.setattr(submit, "_accepted", lambda pipeline, job: Accepted())
-    seen: list[ShardJob] = []
-    of = ShardJob.of.__func__
-
-    def kept(cls: type[ShardJob], *args: Any, **kwargs: Any) -> ShardJob:
-        seen.append(of(cls, *args, **kwargs))
-        return seen[-1]
-
-    monkeypatch.setattr(ShardJob, "of", classmethod(kept))
-    return seen
+    return running.told_to_workers(monkeypatch)
 
 
 Line = Callable[..., tuple[int, list[str], str]]
