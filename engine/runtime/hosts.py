@@ -89,7 +89,8 @@ def gather(hosts: Hosts, terms: Terms) -> tuple[list[Peer], Welcome]:
                 )
             with contextlib.suppress(TimeoutError):
                 _greet(*listener.accept(), hosts, terms, joined)
-            joined = {process: peer for process, peer in joined.items() if not peer.lost}
+            for process in [process for process, peer in joined.items() if peer.lost]:
+                logger.warning("%s; it may come again", joined.pop(process).lost)
     welcome = Welcome(hosts.at_port(_free_port(hosts)))
     peers = [joined[process] for process in sorted(joined)]
     for peer in peers:

@@ -43,12 +43,33 @@ def start() -> Iterator[Callable[..., Future]]:
                     peer.close()
 
 
+def reach(hosts: Hosts) -> socket.socket:
+    """A connection to the leader, as soon as it listens."""
+    while True:
+        try:
+            return socket.create_connection(hosts.address)
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def until_logged(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[str], None]]:
+    """Waits for words in the log of the processes."""
+
+    def wait(words: str) -> None:
+        while words not in caplog.text:
+            time.sleep(0.01)
+
+    with caplog.at_level(logging.INFO, logger="engine.runtime.hosts"):
+        yield wait
+
+
 @pytest.mark.parametrize("leader_first", [True, False])
-def test_all_find_each_other_in_any_order(hosts: Hosts, start, leader_first: bool) -> None:
+def test_all_find_each_other_in_any_order(hosts: Hosts, start, until_logged, leader_first: bool) -> None:
     leader = start(gather, hosts, TERMS) if leader_first else None
     followers = [start(join, hosts, process, TERMS) for process in (2, 1)]
     if leader is None:
-        time.sleep(0.2)
+        until_logged("waiting for the leader")
         leader = start(gather, hosts, TERMS)
     peers, welcome = leader.result()
     assert [peer.name for peer in peers] == ["process 1 (127.0.0.1)", "process 2 (127.0.0.1)"]
@@ -72,11 +93,11 @@ def test_all_find_each_other_in_any_order(hosts: Hosts, start, leader_first: boo
     ],
 )
 def test_who_does_not_fit_is_told_why_and_the_others_go_on(
-    hosts: Hosts, start, count: int, process: int, terms: dict, said: str
+    hosts: Hosts, start, until_logged, count: int, process: int, terms: dict, said: str
 ) -> None:
     leader = start(gather, hosts, TERMS)
     second = start(join, hosts, 2, TERMS)
-    time.sleep(0.2)
+    until_logged("process 2 of 127.0.0.1 has joined")
     with pytest.raises(HostLost, match="refused this process") as refused:
         join(dataclasses.replace(hosts, count=count), process, terms)
     assert said in str(refused.value)
@@ -87,24 +108,22 @@ def test_who_does_not_fit_is_told_why_and_the_others_go_on(
 
 def test_connections_of_others_are_dropped(hosts: Hosts, start) -> None:
     leader = start(gather, hosts, TERMS)
-    time.sleep(0.1)
     for data in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x00" * 100):
-        with socket.create_connection(hosts.address) as stray:
+        with reach(hosts) as stray:
             stray.sendall(data)
-    with socket.create_connection(hosts.address) as stray:
+    with reach(hosts) as stray:
         write_frame(stray, Frame("join", {"process": "1", "terms": None}))
     followers = [start(join, hosts, process, TERMS) for process in (1, 2)]
     assert len(leader.result()[0]) == 2
     assert all(future.result() for future in followers)
 
 
-def test_a_follower_that_leaves_before_the_start_may_come_again(hosts: Hosts, start) -> None:
+def test_a_follower_that_leaves_before_the_start_may_come_again(hosts: Hosts, start, until_logged) -> None:
     leader = start(gather, hosts, TERMS)
-    time.sleep(0.1)
-    with socket.create_connection(hosts.address) as gone:
+    with reach(hosts) as gone:
         write_frame(gone, Frame("join", {"process": 1, "terms": hosts.agreed(TERMS)}))
-        time.sleep(0.1)
-    time.sleep(0.2)
+        until_logged("process 1 of 127.0.0.1 has joined")
+    until_logged("it may come again")
     followers = [start(join, hosts, process, TERMS) for process in (1, 2)]
     assert len(leader.result()[0]) == 2
     assert all(future.result() for future in followers)
