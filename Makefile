@@ -1,6 +1,6 @@
 # make demo   set up and run the example jobs: generate, show, score, accuracy
 # make test   set up and run the tests
-# make test-all  the slow ones too
+# make test-all  the slow ones too, with programs compiled as users compile them
 # make lint   formatting, lint and types
 # make audit  dependencies that do not fit each other, or have known vulnerabilities
 # make bench  the benchmarks, with figures to compare with bench/RESULTS.md
@@ -38,7 +38,7 @@ test: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python -m pytest
 
 test-all: $(VENV)/.installed-$(EXTRAS)
-	$(BIN)/python -m pytest -m ''
+	XLA_FLAGS=--xla_cpu_use_fusion_emitters=true $(BIN)/python -m pytest -m ''
 
 lint: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff format --check .

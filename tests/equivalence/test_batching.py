@@ -46,7 +46,10 @@ def run(directory: Path, rows: list[dict], asked: dict, *, shard_rows: int, slot
     return found
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.usefixtures("compiled_as_users_do")
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in ("greedy", "whole text") else ()) for case in CASES]
+)
 def test_a_record_alone_is_a_record_among_others(tmp_path_factory: pytest.TempPathFactory, case: str) -> None:
     asked = CASES[case]
     one = run(tmp_path_factory.mktemp("one"), QUESTIONS, asked, shard_rows=100, slots=8, workers=1)

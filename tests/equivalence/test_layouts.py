@@ -74,7 +74,7 @@ HAND_OVERS = [
     pytest.param("llama", "4x2x1", ("wg-x", "heads"), ("ws2d", "sequence"), marks=pytest.mark.slow),
     pytest.param("palm", "4x2x1", ("wg-xyz", "batch"), ("ws2d", "batch"), marks=pytest.mark.slow),
     pytest.param("gpt2", "2x2x2", ("wg-xy", "heads"), ("ws2d", "heads"), marks=pytest.mark.slow),
-    ("gemma2", "2x4x1", ("wg-xyz", "sequence"), ("ws2d", "heads")),
+    pytest.param("gemma2", "2x4x1", ("wg-xyz", "sequence"), ("ws2d", "heads"), marks=pytest.mark.slow),
     pytest.param("mixtral", "2x2x2", ("wg-xyz", "batch"), ("ws2d", "batch"), marks=pytest.mark.slow),
 ]
 

@@ -55,7 +55,7 @@ def plain_logits(config: ModelConfig) -> np.ndarray:
     ("name", "layers", "mesh", "layout", "micro_batches"),
     [
         ("gemma2", 4, "2*2x2x1", ("wg-x", "sequence"), 2),
-        ("llama", 8, "8*1x1x1", ("ws2d", "heads"), 4),
+        pytest.param("llama", 8, "8*1x1x1", ("ws2d", "heads"), 4, marks=pytest.mark.slow),
     ],
 )
 def test_logits(name: str, layers: int, mesh: str, layout: Phase, micro_batches: int) -> None:
@@ -115,7 +115,7 @@ def likeliest(sample: Any) -> list[float]:
 @pytest.mark.parametrize(
     ("mesh", "prefill", "decode", "attention"),
     [
-        ("4*2x1x1", ("ws1d", "heads"), ("ws1d", "heads"), "paged"),
+        pytest.param("4*2x1x1", ("ws1d", "heads"), ("ws1d", "heads"), "paged", marks=pytest.mark.slow),
         ("2*4x1x1", ("wg-xyz", "batch"), ("ws2d", "batch"), "contiguous"),
     ],
 )

@@ -34,7 +34,14 @@ def test_logits(case: Case) -> None:
     agreement.assert_same_logits(case, prompts(*LENGTHS))
 
 
-@pytest.mark.parametrize("case", ["grouped", "multihead tied", "multiquery", "llama3 rope"], indirect=True)
+@pytest.mark.parametrize(
+    "case",
+    [
+        "grouped",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("multihead tied", "multiquery", "llama3 rope")),
+    ],
+    indirect=True,
+)
 def test_greedy_tokens_and_their_logprobs(case: Case) -> None:
     agreement.assert_same_tokens_and_logprobs(case, prompts(*LENGTHS), steps=64)
 

@@ -172,7 +172,13 @@ def test_paged_attention_reads_no_page_outside_the_window(loop_over_slots: bool)
 
 @pytest.mark.parametrize("loop_over_slots", [True, False])
 @pytest.mark.parametrize(
-    ("axes", "window"), [(("x",), None), (("x",), 40), (("z", "y"), None), (("z", "y"), 20), (("x", "y", "z"), 1)]
+    ("axes", "window"),
+    [
+        (("x",), None),
+        (("z", "y"), 20),
+        (("x", "y", "z"), 1),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((("x",), 40), (("z", "y"), None))),
+    ],
 )
 def test_positions_over_chips_merge_into_the_whole(
     axes: tuple[MeshAxis, ...], loop_over_slots: bool, window: int | None

@@ -72,7 +72,9 @@ def test_gathered_so_a_matrix_is_the_same(dtype: Any) -> None:
     np.testing.assert_array_equal(jax.jit(on_chips)(weight), weight)
 
 
-@pytest.mark.parametrize("model", ["llama", "palm", "mixtral"])
+@pytest.mark.parametrize(
+    "model", ["llama", *(pytest.param(model, marks=pytest.mark.slow) for model in ("palm", "mixtral"))]
+)
 def test_a_model_whose_weights_are_gathered_so(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And whose keys and values are put in order layer by layer."""
     config, tokens = replace(MODELS[model], head_dim=128), np.arange(64, dtype=np.int32).reshape(8, 8)

@@ -39,7 +39,7 @@ def counted(traffic: Traffic) -> Counter[Stage]:
 
 
 EVERY_LAYOUT = [(ffn, attention) for ffn in FFN for attention in ATTENTION]
-CASES = [(name, "4x4x4", *layout) for name in ("palm-540b",) for layout in EVERY_LAYOUT] + [
+CASES = [("palm-540b", "4x4x4", *layout) for layout in EVERY_LAYOUT] + [
     pytest.param(name, mesh, *EVERY_LAYOUT[number], marks=pytest.mark.slow if number > 4 else ())
     for start, (name, mesh) in enumerate(
         [
