@@ -38,7 +38,7 @@ test: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/python -m pytest
 
 test-all: $(VENV)/.installed-$(EXTRAS)
-	XLA_FLAGS=--xla_cpu_use_fusion_emitters=true $(BIN)/python -m pytest -m ''
+	PENSTOCK_TESTS_COMPILE="as users do" $(BIN)/python -m pytest -m ''
 
 lint: $(VENV)/.installed-$(EXTRAS)
 	$(BIN)/ruff format --check .

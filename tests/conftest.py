@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.compiling import AS_USERS_DO, QUICKLY
+from tests.compiling import AS_USERS_DO, FLAGS
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = f"{QUICKLY} --xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
+os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
 os.environ["PYTHONDONTWRITEBYTECODE"] = ""  # or every process that a test starts compiles every module
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"

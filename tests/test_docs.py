@@ -24,6 +24,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.compiling import FLAGS
+
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "jobs" / "examples" / "arithmetic"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -89,7 +91,7 @@ def test_a_block_says_what_it_needs_in_known_words(page: Path) -> None:
     "page", [page for page in PAGES if any(block.is_run for block in blocks(page))], ids=lambda p: p.stem
 )
 def test_the_commands_of_a_page_do_what_it_says(page: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": FLAGS}
     for block in blocks(page):
         for i, command in enumerate(block.commands if block.is_run else ()):
             program, *arguments = shlex.split(command, comments=True)

@@ -22,6 +22,7 @@ from jobs import cli
 from jobs.commands import exit_codes
 from schemas.manifest import SUCCESS_NAME
 from tests import fake_job
+from tests.compiling import FLAGS
 from tests.engine.runtime.connections import free_port
 from tests.engine.tiny_checkpoint import write_tiny_checkpoint
 from tests.pipeline.tiny_tokenizers import save_byte_level
@@ -64,7 +65,7 @@ def start(directory: Path) -> Iterator[Run]:
     running = []
 
     def run(*arguments: str) -> subprocess.Popen:
-        environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+        environment = os.environ | {"XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count=4"}
         with (directory / f"{arguments[0]}.log").open("wb") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "jobs.cli", *arguments],

@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from tests.compiling import FLAGS
 from tests.engine.tiny_checkpoint import write_tiny_checkpoint
 
 SCRIPT = """
@@ -58,7 +59,7 @@ def test_each_process_has_its_shards_and_every_scale(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = os.environ | {"XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count=4"}
     said = [tmp_path / f"said by {process}" for process in (0, 1)]
     with ExitStack() as running:
         processes = [
