@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, InvalidStateError, wait
 from typing import TYPE_CHECKING
 
 import apache_beam as beam
@@ -19,6 +19,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from engine.errors import EngineError
 from jobs.progress import Counts, Progress
 from jobs.silence import Silence, WorkersSilent
+from jobs.worker_deaths import noticed
 from pipeline import activity
 from pipeline.errors import JobError, PenstockError, RunFailed
 from pipeline.graph import build
@@ -81,17 +82,23 @@ def in_thread(
     finished: Future[None] = Future()
 
     def run() -> None:
-        try:
-            run_to_the_end()
-            finished.set_result(None)
-        except BaseException as error:
-            finished.set_exception(error)
+        with contextlib.suppress(InvalidStateError):  # it was given up before
+            try:
+                run_to_the_end()
+                finished.set_result(None)
+            except BaseException as error:
+                finished.set_exception(error)
+
+    def give_up() -> None:
+        with contextlib.suppress(InvalidStateError):  # it is over
+            finished.set_exception(RuntimeError(_WORKER_DIED))
 
     threading.Thread(target=run, name="beam", daemon=True).start()
     try:
-        while silence and not wait([finished], timeout=silence.pause_seconds).done:
-            silence.look()
-        finished.result()
+        with noticed(give_up):
+            while silence and not wait([finished], timeout=silence.pause_seconds).done:
+                silence.look()
+            finished.result()
     except WorkersSilent:
         raise
     except KeyboardInterrupt:

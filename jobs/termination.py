@@ -15,6 +15,8 @@ from typing import Any
 class Terminated(KeyboardInterrupt):
     """SIGTERM came."""
 
+    exit_code = 128 + signal.SIGTERM
+
 
 @contextlib.contextmanager
 def sigterm_raises() -> Iterator[None]:
@@ -30,4 +32,4 @@ def sigterm_raises() -> Iterator[None]:
 
 
 def _raise(*_: Any) -> None:
-    raise Terminated
+    raise Terminated("it was ended by SIGTERM")

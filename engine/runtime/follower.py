@@ -46,7 +46,7 @@ def follow(model: ModelAsked, hosts: Hosts, process: int) -> None:
     except BaseException as error:
         lost = leader.loss.within(NOTICE_SECONDS if isinstance(error, jax.errors.JaxRuntimeError) else 0.0)
         leader.close(failure=_why(error))
-        departure.announce(*([INTERRUPTED] if isinstance(error, KeyboardInterrupt) else []))
+        departure.announce(*_exit_code(error))
         if lost and isinstance(error, Exception):
             raise lost from error
         raise
@@ -88,7 +88,12 @@ def _call(executor: Executor, cache: Any, frame: Frame) -> Any:
     raise HostLost(f"the leader asks for {frame.name!r}, which this version does not know")
 
 
+def _exit_code(error: BaseException) -> list[int]:
+    """Of an interrupt; one that is not Ctrl-C says itself which."""
+    return [getattr(error, "exit_code", INTERRUPTED)] if isinstance(error, KeyboardInterrupt) else []
+
+
 def _why(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "it was interrupted by Ctrl-C"
+        return str(error) or "it was interrupted by Ctrl-C"
     return str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
-from jobs.beam_run import counter, reason
+from jobs import worker_deaths
+from jobs.beam_run import counter, in_thread, reason
 from jobs.progress import Counts
 from pipeline import activity
-from pipeline.errors import OutputError
+from pipeline.errors import OutputError, RunFailed
 from pipeline.manifest import Manifest
 from pipeline.sink import write_shard
 from pipeline.workplan import PlanFacts, work_items
@@ -79,3 +81,46 @@ def test_shards_count_where_the_rows_are_made_in_other_processes(manifest: Manif
 )
 def test_what_our_own_code_said_is_found_in_what_runners_hand_over(error: Exception, said: str) -> None:
     assert reason(error) == said
+
+
+def worker_that_fails() -> None:
+    """As Beam has one: in a thread that only raises."""
+
+    def run() -> None:
+        raise RuntimeError("Worker subprocess exited with return code 137")
+
+    threading.Thread(target=run, name="run_worker").start()
+
+
+def test_a_worker_that_died_with_nothing_to_do_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_deaths, "NOTICE_SECONDS", 0.01)
+    over = threading.Event()
+
+    def waits_for_its_next_answer() -> None:
+        worker_that_fails()
+        over.wait(60)
+
+    with pytest.raises(RunFailed, match="a worker process ended without a word"):
+        in_thread(waits_for_its_next_answer)
+    over.set()
+
+
+def test_a_worker_that_fails_at_the_end_of_a_run_spoils_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_deaths, "NOTICE_SECONDS", 60.0)
+    in_thread(worker_that_fails)
+
+
+def test_other_threads_fail_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda failed: heard.append(str(failed.exc_value)))
+
+    def fails() -> None:
+        raise ValueError("its own affair")
+
+    def run() -> None:
+        other = threading.Thread(target=fails)
+        other.start()
+        other.join()
+
+    in_thread(run)
+    assert heard == ["its own affair"]
