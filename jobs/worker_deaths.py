@@ -28,11 +28,12 @@ def noticed(give_up: Callable[[], None]) -> Iterator[None]:
 
     def hear(failed: threading.ExceptHookArgs) -> None:
         if failed.thread is None or failed.thread.name != _STARTER:
-            return before(failed)
+            before(failed)
+            return
         logger.info("a worker process has failed: %s", failed.exc_value)
         later = threading.Timer(NOTICE_SECONDS, give_up)
         later.daemon = True
-        return later.start()
+        later.start()
 
     threading.excepthook = hear
     try:
