@@ -1,8 +1,8 @@
 """Worker processes of this machine that end before the run does (`--direct_running_mode=multi_processing`).
 
 Beam starts each of them from a thread, in which it raises when the process has failed, and nobody listens. It notices
-by itself if a worker dies with something to do. Of one that was killed while it had nothing, it waits for the next
-answer for ever.
+by itself if data was still to come from the worker. Where none was, as in the last step, which declares a job finished,
+it waits for the answer for ever.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def worker_that_fails() -> None:
     threading.Thread(target=run, name="run_worker").start()
 
 
-def test_a_worker_that_died_with_nothing_to_do_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_whose_death_the_runner_does_not_notice_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_deaths, "NOTICE_SECONDS", 0.01)
     over = threading.Event()
 
