@@ -113,7 +113,7 @@ def wide_run() -> list[Generation]:
 @pytest.mark.parametrize(
     ("weights", "kv", "mean", "most"),
     [
-        ("float32", "bfloat16", 0.02, 0.3),
+        pytest.param("float32", "bfloat16", 0.02, 0.3, marks=pytest.mark.slow),
         pytest.param("float32", "int8", 0.05, 0.6, marks=pytest.mark.slow),
         ("int8", "int8", 0.12, 1.0),
     ],

@@ -119,8 +119,10 @@ def test_one_of_two_runs_at_once_is_killed(tmp_path, job, undisturbed) -> None:
     assert finished(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize("workers", [1, 4])
-@pytest.mark.parametrize("slots", [1, 64])
+@pytest.mark.parametrize(
+    ("slots", "workers"),
+    [(1, 4), (64, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 1), (64, 4)))],
+)
 def test_threads_and_slots_change_nothing(tmp_path, job, undisturbed, workers: int, slots: int) -> None:
     flags = (*fake_job.FN_API, "--direct_running_mode=multi_threading", f"--direct_num_workers={workers}")
     fake_job.run(**{**slow(job, tmp_path), "flags": flags, "slots": slots})

@@ -221,10 +221,10 @@ def test_objects_are_found_like_files(store, base):
     [
         ("in", ["d=1/a.jsonl", "d=1/e/b.jsonl", "d=2/a.jsonl", "top.jsonl"]),
         ("in/*.jsonl", ["top.jsonl"]),
-        ("in/*/*.jsonl", ["d=1/a.jsonl", "d=2/a.jsonl"]),
+        pytest.param("in/*/*.jsonl", ["d=1/a.jsonl", "d=2/a.jsonl"], marks=pytest.mark.slow),
         ("in/d=[13]/?.jsonl", ["d=1/a.jsonl"]),
         ("in/d*/**/b.jsonl", ["d=1/e/b.jsonl"]),
-        ("in/*/e/*", ["d=1/e/b.jsonl"]),
+        pytest.param("in/*/e/*", ["d=1/e/b.jsonl"], marks=pytest.mark.slow),
     ],
 )
 def test_no_file_is_left_out_because_a_listing_failed(store, base, pattern, names) -> None:
@@ -316,7 +316,15 @@ def test_an_object_that_is_replaced_while_it_is_read_is_an_error(store, base):
 QUESTIONS = [{"question": f"q{i}", "answer": i} for i in range(50)]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.csv", "a.txt", "a.parquet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.jsonl.gz",
+        "a.csv",
+        "a.parquet",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("a.jsonl", "a.txt")),
+    ],
+)
 def test_every_kind_of_file_is_read_with_one_request_in_five_failing(store, base, tmp_path, name):
     lines = "".join(json.dumps(row) + "\n" for row in QUESTIONS).encode()
     if name.endswith(".parquet"):

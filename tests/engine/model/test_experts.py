@@ -143,7 +143,8 @@ def test_every_way_over_every_layout(mesh: str, ffn: Feedforward) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mesh", "ffn", "rest"), [("2x2x2", "ws2d", "2d"), ("2x2x2", "wg-x", "1d"), ("1x2x4", "ws1d", "1d")]
+    ("mesh", "ffn", "rest"),
+    [("2x2x2", "ws2d", "2d"), ("1x2x4", "ws1d", "1d"), pytest.param("2x2x2", "wg-x", "1d", marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("mixture", [pytest.param("4 top-1", marks=pytest.mark.slow), "6 top-2"])
 def test_numbers_of_experts(mixture: str, mesh: str, ffn: Feedforward, rest: Rest) -> None:

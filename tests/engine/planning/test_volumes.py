@@ -93,7 +93,7 @@ def test_few_slots_are_counted_in_the_forms_that_tpus_take_for_them(
 
 
 @pytest.mark.parametrize("layout", EVERY_LAYOUT[::7], ids="-".join)
-@pytest.mark.parametrize(("rows", "slots"), [(16, 16), (64, 256)])
+@pytest.mark.parametrize(("rows", "slots"), [pytest.param(16, 16, marks=pytest.mark.slow), (64, 256)])
 def test_a_mixture_is_counted_too(rows: int, slots: int, layout: tuple[Feedforward, AttentionSharding]) -> None:
     """Where no sum is taken inside an expert (x = 1): such sums are in loops of a length that the data decide."""
     config = replace(named_model("mixtral-8x7b"), layers=2)

@@ -96,7 +96,7 @@ def test_greedy_equals_a_full_pass_for_every_token(engine: Engine) -> None:
         pytest.param({"slots": 1}, marks=pytest.mark.slow),
         {"slots": 3},
         pytest.param({"slots": 16, "chunk_steps": 3}, marks=pytest.mark.slow),
-        {"slots": 40, "prefill_tokens": 512, "pages": 40 * 16 + 2},
+        pytest.param({"slots": 40, "prefill_tokens": 512, "pages": 40 * 16 + 2}, marks=pytest.mark.slow),
         {"pages": 20},
         pytest.param({"max_length": 128, "chunk_steps": 1}, marks=pytest.mark.slow),
     ],

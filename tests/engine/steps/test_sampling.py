@@ -46,9 +46,9 @@ def reference_filter(probabilities: np.ndarray, top_k: int, top_p: float, min_p:
     return keep & (probabilities >= min_p * probabilities.max())
 
 
-@pytest.mark.parametrize("top_k", [0, 1, 7, 299, 300])
+@pytest.mark.parametrize("top_k", [0, 1, 7, 300, pytest.param(299, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("top_p", [1.0, 0.999, 0.8, 0.3, 1e-6])
-@pytest.mark.parametrize("min_p", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("min_p", [0.0, 0.05, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_filters_keep_what_sorting_keeps(top_k: int, top_p: float, min_p: float) -> None:
     logits = np.random.default_rng(0).standard_normal((8, VOCAB)) * np.linspace(0.3, 5, 8)[:, None]
     weights = np.exp(logits - logits.max(-1, keepdims=True)).astype(np.float32)

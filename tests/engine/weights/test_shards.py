@@ -31,6 +31,12 @@ from tests.engine.weights.stores import CountingOpen
 
 MESHES = ("8x1x1", "2x4x1", "4x2x1", "2x2x2")
 PIPELINE = "2*2x2x1"
+WAYS = [
+    ("ws1d", None),
+    ("ws2d", "int8"),
+    *(pytest.param(*way, marks=pytest.mark.slow) for way in (("ws1d", "int8"), ("ws2d", None))),
+]
+"""(feed-forward, weights)"""
 
 
 def placement(checkpoint: Path, mesh: str, ffn: Any) -> Placement:
@@ -65,8 +71,7 @@ def assert_equal(shards: dict[str, Any], whole: Mapping[str, np.ndarray]) -> Non
                 np.testing.assert_array_equal(np.asarray(shard.data), numbers[shard.index], err_msg=path)
 
 
-@pytest.mark.parametrize("weights", [None, "int8"])
-@pytest.mark.parametrize("ffn", ["ws1d", "ws2d"])
+@pytest.mark.parametrize(("ffn", "weights"), WAYS)
 @pytest.mark.parametrize("mesh", [*MESHES, PIPELINE])
 def test_shards_are_slices_of_the_parameters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mesh: str, ffn: str, weights: str | None
@@ -177,8 +182,7 @@ def index(box: Box) -> tuple[slice, ...]:
     return tuple(slice(start, stop) for start, stop in box)
 
 
-@pytest.mark.parametrize("weights", [None, "int8"])
-@pytest.mark.parametrize("ffn", ["ws1d", "ws2d"])
+@pytest.mark.parametrize(("ffn", "weights"), WAYS)
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("devices", [slice(0, 4), slice(1, 8, 3)])
 def test_a_process_has_the_boxes_of_its_devices(

@@ -29,7 +29,9 @@ def test_the_prompt_is_the_one_trained_on(name: str) -> None:
     assert PromptTemplate(job.prompt.template).render({"question": question}) == PROMPT.format(question=question)
 
 
-@pytest.mark.parametrize("name", [pytest.param("generate", marks=pytest.mark.slow), "score", "chat"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("generate", "score")), "chat"]
+)
 def test_a_job_runs_and_is_right(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = str(tmp_path / name)
     command = ["run", str(HERE / f"{name}.yaml"), "--set", f"output.path={output}", "--set", SOME_ROWS]
