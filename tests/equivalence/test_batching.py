@@ -46,15 +46,26 @@ def run(directory: Path, rows: list[dict], asked: dict, *, shard_rows: int, slot
     return found
 
 
+FEW, MANY = (3, 4), (32, 2)
+"""(slots, workers), beside 8 and 1"""
+
+
 @pytest.mark.usefixtures("compiled_as_users_do")
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.slow if case in ("greedy", "whole text") else ()) for case in CASES]
+    ("case", "others"),
+    [
+        ("sampled", [FEW]),
+        ("scored", [MANY]),
+        *(pytest.param(case, [FEW, MANY], marks=pytest.mark.slow) for case in CASES),
+    ],
 )
-def test_a_record_alone_is_a_record_among_others(tmp_path_factory: pytest.TempPathFactory, case: str) -> None:
+def test_a_record_alone_is_a_record_among_others(
+    tmp_path_factory: pytest.TempPathFactory, case: str, others: list[tuple[int, int]]
+) -> None:
     asked = CASES[case]
     one = run(tmp_path_factory.mktemp("one"), QUESTIONS, asked, shard_rows=100, slots=8, workers=1)
     assert len(one) == len(QUESTIONS) * (asked["sampling"] or {"n": 1})["n"]
-    for slots, workers in ((3, 4), (32, 2)):
+    for slots, workers in others:
         other = run(
             tmp_path_factory.mktemp("other"), QUESTIONS[::-1], asked, shard_rows=5, slots=slots, workers=workers
         )
