@@ -14,7 +14,7 @@ from engine.compilation.options import MAX_STOP_TOKEN_IDS, DecodeOptions
 from engine.errors import EngineError, HostLost
 from engine.planning.buckets import Parts
 from engine.runtime.channel import Frame
-from engine.runtime.departure import Departure
+from engine.runtime.departure import EXIT_CODE, Departure
 from engine.runtime.devices import connect_devices, disconnect_devices
 from engine.runtime.executor import Executor
 from engine.runtime.hosts import Hosts, join
@@ -46,7 +46,7 @@ def follow(model: ModelAsked, hosts: Hosts, process: int) -> None:
     except BaseException as error:
         lost = leader.loss.within(NOTICE_SECONDS if isinstance(error, jax.errors.JaxRuntimeError) else 0.0)
         leader.close(failure=_why(error))
-        departure.announce(*_exit_code(error))
+        departure.announce(_exit_code(error))
         if lost and isinstance(error, Exception):
             raise lost from error
         raise
@@ -88,9 +88,9 @@ def _call(executor: Executor, cache: Any, frame: Frame) -> Any:
     raise HostLost(f"the leader asks for {frame.name!r}, which this version does not know")
 
 
-def _exit_code(error: BaseException) -> list[int]:
-    """Of an interrupt; one that is not Ctrl-C says itself which."""
-    return [getattr(error, "exit_code", INTERRUPTED)] if isinstance(error, KeyboardInterrupt) else []
+def _exit_code(error: BaseException) -> int:
+    """An interrupt that is not Ctrl-C says itself which."""
+    return getattr(error, "exit_code", INTERRUPTED) if isinstance(error, KeyboardInterrupt) else EXIT_CODE
 
 
 def _why(error: BaseException) -> str:

@@ -24,15 +24,15 @@ class Model(ModelAsked):
 
 
 @pytest.mark.parametrize(
-    ("stop", "said", "exit_codes"),
+    ("stop", "said", "exit_code"),
     [
-        (KeyboardInterrupt(), "it was interrupted by Ctrl-C", [130]),
-        (TakenAway("it was ended by SIGTERM"), "it was ended by SIGTERM", [143]),
-        (ValueError("no such dtype"), "ValueError: no such dtype", []),
+        (KeyboardInterrupt(), "it was interrupted by Ctrl-C", 130),
+        (TakenAway("it was ended by SIGTERM"), "it was ended by SIGTERM", 143),
+        (ValueError("no such dtype"), "ValueError: no such dtype", 2),
     ],
 )
 def test_it_says_why_it_goes_and_which_code_it_ends_with(
-    monkeypatch: pytest.MonkeyPatch, stop: BaseException, said: str, exit_codes: list[int]
+    monkeypatch: pytest.MonkeyPatch, stop: BaseException, said: str, exit_code: int
 ) -> None:
     announced: list[int] = []
 
@@ -44,8 +44,8 @@ def test_it_says_why_it_goes_and_which_code_it_ends_with(
 
         def begin(self, lost: Exception) -> None: ...
 
-        def announce(self, *exit_codes: int) -> None:
-            announced.extend(exit_codes)
+        def announce(self, exit_code: int) -> None:
+            announced.append(exit_code)
 
     monkeypatch.setattr(follower, "Departure", Departure)
     monkeypatch.setattr(follower, "connect_devices", stopped)
@@ -58,4 +58,4 @@ def test_it_says_why_it_goes_and_which_code_it_ends_with(
         with pytest.raises(HostLost, match=f"it failed: {said}"):
             peer.receive()
         peer.close()
-    assert announced == exit_codes
+    assert announced == [exit_code]
