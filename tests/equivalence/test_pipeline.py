@@ -120,7 +120,7 @@ def likeliest(sample: Any) -> list[float]:
     ],
 )
 def test_requests(mesh: str, prefill: Phase, decode: Phase, attention: str) -> None:
-    config = model("llama", MeshShape.parse(mesh).slices)
+    config = model("llama", 4)
     generations, scores = run(config, Layouts.of(MeshShape.parse(mesh), prefill, decode), attention)
     plain_generations, plain_scores = plain_run(config)
     for samples, plain_samples in zip(generations, plain_generations, strict=True):

@@ -67,7 +67,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield Tokenizer.load(str(directory)), transformers.AutoTokenizer.from_pretrained(directory)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(TEXT | st.sampled_from(CORPUS), st.booleans())
 def test_encoding(pair: tuple[Tokenizer, Any], text: str, add_special_tokens: bool) -> None:
     ours, theirs = pair
@@ -75,7 +75,7 @@ def test_encoding(pair: tuple[Tokenizer, Any], text: str, add_special_tokens: bo
     assert ours.encode(text, add_special_tokens=add_special_tokens) == expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.data(), st.booleans())
 def test_decoding(pair: tuple[Tokenizer, Any], data: st.DataObject, skip_special_tokens: bool) -> None:
     ours, theirs = pair

@@ -71,7 +71,7 @@ def feed_in_chunks(watcher: StopStrings, ids: list[int], sizes: list[int]) -> in
     return keep
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_equals_a_search_over_the_whole_text_in_any_chunks(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids, stops = data.draw(generations(tokenizer))

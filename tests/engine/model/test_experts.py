@@ -155,7 +155,7 @@ def test_numbers_of_experts(mixture: str, mesh: str, ffn: Feedforward, rest: Res
         np.testing.assert_allclose(out, loop(layer, x, config), atol=1e-5)
 
 
-@pytest.mark.parametrize("favourite", [5, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("favourite", [5, *(pytest.param(expert, marks=pytest.mark.slow) for expert in (0, 7))])
 def test_no_token_is_dropped_however_popular_an_expert_is(favourite: int) -> None:
     """All tokens want the same two experts: one chip has all the work and the others none."""
     layer, x = layer_of(CONFIG), np.abs(tokens_of(CONFIG))
@@ -166,7 +166,10 @@ def test_no_token_is_dropped_however_popular_an_expert_is(favourite: int) -> Non
         np.testing.assert_allclose(out, loop(layer, x, CONFIG), atol=1e-5)
 
 
-@pytest.mark.parametrize(("mesh", "ffn"), [("2x2x2", "ws2d"), pytest.param("2x2x2", "wg-x", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("mesh", "ffn"),
+    [("2x2x2", "ws2d"), *(pytest.param("2x2x2", ffn, marks=pytest.mark.slow) for ffn in ("ws1d", "wg-x"))],
+)
 def test_int8_weights(mesh: str, ffn: Feedforward) -> None:
     layout, layer, x = layout_of(mesh, ffn), layer_of(CONFIG), tokens_of(CONFIG)
     stored = {name: value if name == "router" else quantize(value) for name, value in layer.items()}

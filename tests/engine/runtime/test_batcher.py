@@ -56,7 +56,7 @@ PARTS = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=300)
 @example([(1, 1, 1)] * 4 + [(10, 1, 2), (42, 1, 2), (10, 48, 2)], 1, 5, 1, Parts(4, 4, 1, 4, 1), "paged")
 @given(
     st.lists(requests, min_size=1, max_size=30),

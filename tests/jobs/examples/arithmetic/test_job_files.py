@@ -29,9 +29,7 @@ def test_the_prompt_is_the_one_trained_on(name: str) -> None:
     assert PromptTemplate(job.prompt.template).render({"question": question}) == PROMPT.format(question=question)
 
 
-@pytest.mark.parametrize(
-    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("generate", "score")), "chat"]
-)
+@pytest.mark.parametrize("name", [pytest.param(job, marks=pytest.mark.slow if job != "chat" else ()) for job in JOBS])
 def test_a_job_runs_and_is_right(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = str(tmp_path / name)
     command = ["run", str(HERE / f"{name}.yaml"), "--set", f"output.path={output}", "--set", SOME_ROWS]
